@@ -1,0 +1,1 @@
+"""Configuration, launch, wiring and the `pluglm` command."""

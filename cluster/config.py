@@ -1,0 +1,158 @@
+"""The whole configuration of a run: read from TOML with dotted overrides, written back as TOML.
+
+`PretrainConfig` is the trainer's settings plus the `cluster` section. It is checked when built
+and never changes afterwards; the resolved one goes into the run's directory and loads back equal.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
+
+from cluster.config_text import (
+    KnownKeys,
+    is_host_and_port,
+    parse_override,
+    to_field_type,
+    toml_value,
+    unknown_key,
+    unknown_section,
+)
+from trainer.settings import TrainSettings
+from trainer.settings_fields import ConfigError, check_section, documented, shown
+
+__all__ = ["ClusterConfig", "ConfigError", "PretrainConfig", "config_from_mapping", "load_config"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Where Ray comes from and what this run asks of it."""
+
+    SECTION: ClassVar[str] = "cluster"
+
+    address: str = documented(
+        "local",
+        'Ray: "local" starts one for this run, "auto" joins the one of this machine, '
+        '"host:port" joins that one.',
+    )
+    object_store_mib: int = documented(
+        128, "MiB of Ray's object store, where this run starts Ray.", minimum=75
+    )
+    dashboard: bool = documented(False, "Start Ray's dashboard, where this run starts Ray.")
+    ray_temp_dir: str = documented(
+        "", "Absolute directory of Ray's own files, where this run starts Ray; empty: Ray's choice."
+    )
+    num_cpus: int = documented(
+        0, "CPUs that Ray may plan with, where this run starts Ray; 0: as needed.", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        check_section(self)
+        if self.address not in ("local", "auto") and not is_host_and_port(self.address):
+            raise ConfigError(
+                f'cluster.address = {shown(self.address)}: must be one of "local", "auto" or '
+                "host:port, such as head-node:6379"
+            )
+        if self.ray_temp_dir and not Path(self.ray_temp_dir).is_absolute():
+            raise ConfigError(
+                f"cluster.ray_temp_dir = {shown(self.ray_temp_dir)}: must be an absolute path, "
+                "or empty"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainSettings):
+    """Everything that `pluglm pretrain` needs to know."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def to_toml(self) -> str:
+        """This configuration as TOML, every key written out; loads back equal."""
+        parts = []
+        for section in fields(self):
+            values = getattr(self, section.name)
+            lines = [
+                f"{item.name} = {toml_value(getattr(values, item.name))}" for item in fields(values)
+            ]
+            parts.append("\n".join([f"[{section.name}]", *lines]))
+        return "\n\n".join(parts) + "\n"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PretrainConfig:
+    """Read a TOML file, apply overrides in order, and build the checked configuration.
+
+    Args:
+        path: a TOML file with the sections of `PretrainConfig`; missing keys take defaults.
+        overrides: ``section.key=value``; values as in TOML, bare words are strings, the last
+            one of a key wins.
+
+    Raises:
+        ConfigError: unreadable file, bad TOML, unknown key, wrong type or impossible value.
+    """
+    return config_from_mapping(_read_toml(Path(path)), overrides)
+
+
+def config_from_mapping(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> PretrainConfig:
+    """Build the checked configuration from sections of plain values.
+
+    Args:
+        tree: section name to key to value, as `tomllib` gives it.
+        overrides: as in `load_config`.
+
+    Raises:
+        ConfigError: unknown key, wrong type or impossible value.
+    """
+    sections = get_type_hints(PretrainConfig)
+    known = known_keys()
+    given: dict[str, dict[str, Any]] = {name: {} for name in sections}
+    for name, table in tree.items():
+        if name not in known:
+            raise ConfigError(unknown_section(name, known))
+        if not isinstance(table, Mapping):
+            raise ConfigError(
+                f"{name} = {shown(table)}: {name} is a section; write [{name}] and its keys "
+                "below it"
+            )
+        for key, value in table.items():
+            if key not in known[name]:
+                raise ConfigError(unknown_key(f"{name}.{key}", known))
+            given[name][key] = to_field_type(value, known[name][key])
+    for override in overrides:
+        name, key, value = parse_override(override, known)
+        given[name][key] = value
+    built = {name: _build_section(section, given[name]) for name, section in sections.items()}
+    return PretrainConfig(**built)
+
+
+def known_keys() -> KnownKeys:
+    """Section name to key to declared type, in the order of declaration."""
+    return {
+        section.name: {item.name: hints[item.name] for item in fields(kind)}
+        for section in fields(PretrainConfig)
+        for kind in [get_type_hints(PretrainConfig)[section.name]]
+        for hints in [get_type_hints(kind)]
+    }
+
+
+def _build_section(section: Any, values: Mapping[str, Any]) -> Any:
+    for item in fields(section):
+        required = item.default is MISSING and item.default_factory is MISSING
+        if required and item.name not in values:
+            key = f"{section.SECTION}.{item.name}"
+            raise ConfigError(f"{key} is missing: set it in the file or pass {key}=VALUE")
+    return section(**values)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        reason = "no such file; give a TOML file, such as one of those in configs/"
+    except UnicodeDecodeError as error:
+        reason = f"not UTF-8 text at byte {error.start}; save it as UTF-8"
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+    except tomllib.TOMLDecodeError as error:
+        reason = f"not valid TOML: {error}"
+    raise ConfigError(f"{path}: {reason}")
