@@ -1,0 +1,1 @@
+"""Data, training loop, checkpoints, metrics, evaluation and the run report."""
