@@ -1,0 +1,43 @@
+"""Attentive pooling: one vector for a masked row of vectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+POOL_EPS = 1e-8
+
+
+class AttentivePooler(nn.Module):
+    """`a_t = exp(w2·tanh(W1 x_t + b1) + b2)·mask_t`, `out = Σ a_t x_t / (Σ a_t + 1e-8)`.
+
+    Names follow the published checkpoints. Scores are shifted by their row's maximum before `exp`,
+    which cancels in the ratio but for the epsilon, so that a score of 100 gives a finite result; the
+    epsilon is scaled by the same shift, so the formula's value is unchanged wherever it is finite.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.att_fc1 = nn.Linear(hidden_size, hidden_size)
+        self.att_fc2 = nn.Linear(hidden_size, 1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Pool over the second-last axis.
+
+        Args:
+            x: [..., T, H].
+            mask: bool or 0/1, [..., T]; a row of zeros pools to a zero vector.
+
+        Returns:
+            [..., H], in x's dtype; the weights are computed in at least float32.
+        """
+        wide = x.dtype if x.dtype == torch.float64 else torch.float32
+        scores = self.att_fc2(torch.tanh(self.att_fc1(x))).squeeze(-1).to(wide)
+        kept = mask.to(torch.bool)
+        # A ratio is blind to the shift; clamping at 0 keeps exp(-shift)·eps from overflowing.
+        shift = scores.masked_fill(~kept, float("-inf")).amax(-1, keepdim=True).clamp(min=0.0).detach()
+        weights = torch.exp(scores - shift) * kept
+        total = weights.sum(-1, keepdim=True) + POOL_EPS * torch.exp(-shift)
+        # A row whose every score underflows (or that has no tokens) has no total to divide by.
+        alpha = weights / total.clamp(min=torch.finfo(wide).tiny)
+        return (alpha.to(x.dtype).unsqueeze(-2) @ x).squeeze(-2)

@@ -1,0 +1,70 @@
+"""BatchNorm for queries whose statistics are those of every data-parallel rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+EPS = 1e-5
+MOMENTUM = 0.1
+
+
+class QueryBatchNorm(nn.Module):
+    """BatchNorm1d over [B,Q], in float32, on CPU and GPU alike.
+
+    `reduce_sum` is how the trainer makes the statistics those of all ranks: a differentiable sum over
+    ranks. Without one the statistics are the local batch's. (`torch.nn.SyncBatchNorm` refuses CPU.)
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
+        self.reduce_sum: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, x_BQ: Tensor) -> Tensor:
+        wide = x_BQ.to(torch.promote_types(x_BQ.dtype, torch.float32))
+        if self.training:
+            mean_Q, var_Q = self._batch_statistics(wide)
+        else:
+            mean_Q, var_Q = self.running_mean, self.running_var
+        normal = (wide - mean_Q) * torch.rsqrt(var_Q + EPS)
+        return normal * self.weight + self.bias
+
+    def _batch_statistics(self, x_BQ: Tensor) -> tuple[Tensor, Tensor]:
+        count = x_BQ.new_full((1,), float(x_BQ.shape[0]))
+        count, total_Q = self._sum_over_ranks(count, x_BQ.sum(0))
+        mean_Q = total_Q / count
+        # Two passes: E[x²]-E[x]² would cancel when the mean is far from zero.
+        _, squares_Q = self._sum_over_ranks(count, (x_BQ - mean_Q).square().sum(0))
+        var_Q = squares_Q / count
+        n = float(count)
+        if n < 2:
+            raise ValueError("query_norm 'batch' needs at least 2 sequences per step over all ranks")
+        with torch.no_grad():
+            self.running_mean.lerp_(mean_Q.to(self.running_mean), MOMENTUM)
+            self.running_var.lerp_((var_Q * n / (n - 1)).to(self.running_var), MOMENTUM)
+            self.num_batches_tracked += 1
+        return mean_Q, var_Q
+
+    def _sum_over_ranks(self, count: Tensor, x_Q: Tensor) -> tuple[Tensor, Tensor]:
+        if self.reduce_sum is None:
+            return count, x_Q
+        packed = self.reduce_sum(torch.cat([count.detach(), x_Q]))
+        return packed[:1].detach(), packed[1:]
+
+
+def make_query_norm(kind: str, width: int) -> nn.Module:
+    """The module for `PlugLMConfig.query_norm`: [B,Q] -> [B,Q]."""
+    if kind == "batch":
+        return QueryBatchNorm(width)
+    return nn.LayerNorm(width, eps=EPS) if kind == "layer" else nn.Identity()
