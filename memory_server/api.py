@@ -1,0 +1,175 @@
+"""What a memory is to those who use it: the types of its replies and the `Memory` protocol.
+
+Two implementations pass one contract test-suite: `LocalMemory` (in process) and `RayMemory`
+(actors). Shape suffixes: B batch, K retrieved, S entry tokens, Q key width, N entries.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+KeyEncoder = Callable[[Tensor], Tensor]
+"""Entry tokens, int64 [n, S], to keys, float32 [n, Q]. No gradient, eval mode."""
+
+KeyEncoderFactory = Callable[[Mapping[str, Tensor]], KeyEncoder]
+"""Weights to an encoder. It must pickle: shards in other processes call it."""
+
+StageState = Literal["encoding", "sealed", "failed"]
+LostShardPolicy = Literal["wait", "degrade"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieved:
+    """One reply: the k best live entries of one epoch for each query, best first.
+
+    Attributes:
+        ids: int64 [B, K]; -1 pads where fewer than K eligible entries exist.
+        scores: float32 [B, K], descending, -inf pads; ties have the lower id first.
+        tokens: int64 [B, K, S]; the pad token in pads.
+        doc_ids: int64 [B, K]; -1 pads.
+        epoch: the epoch that answered, the same on every shard.
+        encoder_step: the optimizer step whose weights made the keys.
+        missing_shards: shards that did not answer; never empty by accident, only under "degrade".
+    """
+
+    ids: Tensor
+    scores: Tensor
+    tokens: Tensor
+    doc_ids: Tensor
+    epoch: int
+    encoder_step: int
+    missing_shards: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One passage. `tokens` is padded to the store's entry length S."""
+
+    id: int
+    doc_id: int
+    tokens: tuple[int, ...]
+    text: str
+    title: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryInfo:
+    """What the live epoch holds. `bytes` is by part: keys, ids, index (RAM) and tokens (mapped)."""
+
+    entries: int
+    shards: int
+    key_width: int
+    entry_tokens: int
+    epoch: int
+    encoder_step: int
+    content_version: str
+    tokenizer_fingerprint: str
+    pad_token_id: int
+    bytes: Mapping[str, int]
+    index: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageStatus:
+    """How far an epoch is. `done` of `total` rows have keys; `seconds` since it was staged."""
+
+    epoch: int
+    state: StageState
+    done: int
+    total: int
+    error: str | None
+    seconds: float
+
+
+@runtime_checkable
+class Memory(Protocol):
+    """A versioned key-value store of passages that answers exact top-k searches."""
+
+    def info(self) -> MemoryInfo:
+        """Describe the live epoch."""
+        ...
+
+    def search(
+        self,
+        queries_BQ: Tensor,
+        k: int,
+        *,
+        exclude_doc_ids: Tensor | None = None,
+        epoch: int | None = None,
+    ) -> Retrieved:
+        """Return the k best entries of each query by inner product. Blocks; not collective.
+
+        Args:
+            queries_BQ: floating point, finite; searched in float32.
+            k: 1 <= k <= requests.MAX_TOP_K; more than the eligible entries gives pads.
+            exclude_doc_ids: int64 [B]; entries of that document are masked inside the top-k, -1:
+                none.
+            epoch: a sealed epoch to answer from; None: the live one.
+
+        Returns:
+            Tensors on the device of `queries_BQ`.
+
+        Raises:
+            ValueError: bad k, wrong key width, NaN or infinity, wrong shape.
+            UnknownEpoch: the epoch is not held. EpochNotSealed: it is not ready.
+            ShardLost: a shard did not answer before the deadline.
+        """
+        ...
+
+    def stage(
+        self,
+        *,
+        encoder_step: int,
+        weights: Mapping[str, Tensor] | None = None,
+        content_version: str | None = None,
+    ) -> int:
+        """Begin an epoch beside the live one and return its number at once.
+
+        None means the weights, or the content, of the newest epoch. Entries whose weights and
+        content did not change keep their keys. The live epoch answers on, whatever becomes of this
+        one.
+        """
+        ...
+
+    def staging(self, epoch: int) -> StageStatus:
+        """Say how far the epoch is. Does not block."""
+        ...
+
+    def wait_sealed(self, epoch: int, timeout_s: float) -> None:
+        """Block until the epoch is sealed on every shard.
+
+        Raises:
+            RefreshFailed: it failed; says why. TimeoutError: not sealed in time.
+        """
+        ...
+
+    def activate(self, epoch: int) -> None:
+        """Answer from this epoch when a search names none. Returns when every shard has switched.
+
+        Raises:
+            EpochNotSealed: some shard has not sealed it. UnknownEpoch: not held.
+        """
+        ...
+
+    def release(self, epoch: int) -> None:
+        """Free an epoch, or cancel its staging. Searches already running on it finish.
+
+        Raises:
+            EpochInUse: it is the live one. UnknownEpoch: not held.
+        """
+        ...
+
+    def entries(self, ids: Sequence[int]) -> list[Entry]:
+        """Return the live epoch's entries with these ids, in the order asked.
+
+        Raises:
+            UnknownEntry: names the ids that are not there.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free everything this memory started. A second call does nothing."""
+        ...

@@ -1,0 +1,71 @@
+# ruff: noqa: N818 — the names say what happened, as in StoreConflict
+"""The memory's typed errors: what went wrong, so that a caller can act on the type.
+
+Every message says what was given, what is allowed and what to do. All of them survive pickling,
+because a shard in another process raises them too.
+"""
+
+
+class MemoryServerError(Exception):
+    """Anything the memory refuses or cannot do, apart from a plain `ValueError` for a bad
+    argument."""
+
+
+class StoreError(MemoryServerError):
+    """The durable files are not what they should be."""
+
+
+class StoreNotFound(StoreError):
+    """There is no store at the given path."""
+
+
+class StoreDamaged(StoreError):
+    """A file of the store is missing, truncated or altered; the message names the file."""
+
+
+class StoreConflict(StoreError):
+    """Another writer committed first; open the new head and try again."""
+
+
+class UnknownVersion(StoreError):
+    """The store has no such content version."""
+
+
+class TokenizerMismatch(MemoryServerError):
+    """Entries were tokenised by another tokenizer than the one expected."""
+
+
+class DuplicateEntry(MemoryServerError):
+    """An entry id would occur twice in one content version."""
+
+
+class UnknownEntry(MemoryServerError):
+    """No live entry has this id."""
+
+
+class UnknownEpoch(MemoryServerError):
+    """The memory does not hold this epoch: never staged, failed, or released."""
+
+
+class EpochNotSealed(MemoryServerError):
+    """The epoch exists but is not ready to answer on every shard."""
+
+
+class EpochInUse(MemoryServerError):
+    """The epoch answers searches, so it cannot be released."""
+
+
+class RefreshFailed(MemoryServerError):
+    """An epoch could not be staged; the live one goes on. The message carries the reason."""
+
+
+class ShardLost(MemoryServerError):
+    """A shard did not answer before the deadline; the message names it."""
+
+
+class CoordinatorLost(MemoryServerError):
+    """The memory's coordinator does not answer, so epochs cannot be staged or switched."""
+
+
+class MemoryClosed(MemoryServerError):
+    """The memory was closed."""
