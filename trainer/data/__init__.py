@@ -1,0 +1,1 @@
+"""The training data path: sequences on disk to a rank's masked micro-batches."""
