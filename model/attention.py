@@ -58,8 +58,10 @@ class KnowledgeAttention(nn.Module):
         super().__init__()
         hidden = config.hidden_size
         self.kind = config.memory_attention
-        self.legacy_merge = config.legacy
         self.heads = config.num_attention_heads if self.kind == "multi_head" else 1
+        # The published code reshapes [B,A,T,d] without moving the heads back beside d, so that
+        # one position's output holds parts of other positions'.
+        self.mixes_positions = config.legacy and self.heads > 1
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         if self.kind != "sentence_level":
             self.beta = nn.Parameter(torch.ones(self.heads))
@@ -99,8 +101,8 @@ class KnowledgeAttention(nn.Module):
         bias_BAN = self.beta.to(wide)[None, :, None] * cos_BK.repeat_interleave(mask_BKJ.shape[2], 1)[:, None]
         probs_BATN = _masked_softmax(scores_BATN + bias_BAN[:, :, None], mask_BN[:, None, None])
         read_BATd = self.dropout(probs_BATN).to(value_BANd.dtype) @ value_BANd
-        # The published code reshapes [B,A,T,d] without moving the heads back beside d.
-        merged_BTH = read_BATd.reshape(a_BTH.shape) if self.legacy_merge else merge_heads(read_BATd)
+        mixed = self.mixes_positions
+        merged_BTH = read_BATd.reshape(a_BTH.shape) if mixed else merge_heads(read_BATd)
         # out_proj has a bias: where nothing was found nothing may be added.
         return self.out_proj(merged_BTH) * found_B11, probs_BATN
 

@@ -88,10 +88,13 @@ class MemoryLayer(nn.Module):
             ([B,T,H] or [B,P,H], what was retrieved).
         """
         a_BTH = self.attention(x_BTH, mask_BT)
-        query_BQ = self.query_norm(self.query_proj(self.pooler(a_BTH, mask_BT))) if lookup else None
-        if positions_BP is not None:
+        query_BQ = None
+        if lookup is not None:
+            query_BQ = self.query_norm(self.query_proj(self.pooler(a_BTH, mask_BT)))
+        select_late = self.knowledge_attention.mixes_positions
+        if positions_BP is not None and not select_late:
             # From here on every position stands alone, so the unwanted ones need no computation.
-            a_BTH = a_BTH.gather(1, positions_BP.unsqueeze(-1).expand(-1, -1, a_BTH.shape[-1]))
+            a_BTH = select_positions(a_BTH, positions_BP)
         out_BTH = a_BTH + self.ffn(a_BTH) if self.has_ffn else a_BTH
         retrieval = None
         if lookup is not None and query_BQ is not None:
@@ -99,6 +102,8 @@ class MemoryLayer(nn.Module):
                 a_BTH, query_BQ, lookup, entry_encoder, embeddings, output_attention
             )
             out_BTH = out_BTH + memory
+        if positions_BP is not None and select_late:
+            out_BTH = select_positions(out_BTH, positions_BP)
         normed: Tensor = self.LayerNorm(out_BTH)
         return normed, retrieval
 
@@ -133,3 +138,8 @@ class MemoryLayer(nn.Module):
             attention_BATK=attention,
         )
         return memory, report
+
+
+def select_positions(x_BTH: Tensor, positions_BP: Tensor) -> Tensor:
+    """[B,T,H], int64 [B,P] -> [B,P,H]."""
+    return x_BTH.gather(1, positions_BP.unsqueeze(-1).expand(-1, -1, x_BTH.shape[-1]))

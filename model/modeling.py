@@ -15,7 +15,7 @@ from model.attention import CopyLinear, KnowledgeAttention
 from model.config import PlugLMConfig
 from model.embeddings import Embeddings
 from model.entry_encoder import EntryEncoder
-from model.layers import MemoryLayer, PlainLayer
+from model.layers import MemoryLayer, PlainLayer, select_positions
 from model.losses import retrieval_loss
 from model.query_norm import QueryBatchNorm
 from model.retrieval import LayerRetrieval, Lookup
@@ -142,7 +142,7 @@ class PlugLMModel(PlugLMPreTrainedModel):
             else:
                 x_BTH = layer(x_BTH, mask_BT)
         if positions_BP is not None and not selected:
-            x_BTH = x_BTH.gather(1, positions_BP.unsqueeze(-1).expand(-1, -1, x_BTH.shape[-1]))
+            x_BTH = select_positions(x_BTH, positions_BP)
         return PlugLMOutput(last_hidden_state=x_BTH, retrievals=tuple(retrievals))
 
 
