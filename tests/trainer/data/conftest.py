@@ -66,16 +66,16 @@ def make_vocab(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def part_writer() -> Callable[..., None]:
     return write_part
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sequence_maker() -> Callable[..., np.ndarray]:
     return random_sequences
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def vocab_maker() -> Callable[..., VocabTables]:
     return make_vocab
