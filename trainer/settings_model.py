@@ -55,7 +55,9 @@ class ModelSettings:
         "Normalisation of the query: batch is the paper's; layer is the same in evaluation.",
     )
     memory_init: MemoryInit = documented(
-        "normal", "Start of the memory attention's projections: small normal, or a copying start."
+        "normal",
+        "Start of the memory attention: small random matrices (normal), or identities (copy), so "
+        "that the untrained layer already passes on the entry's token most like the position.",
     )
     init_from: str = documented(
         "", "Directory of a BERT-like checkpoint whose weights are the start; empty: random."
@@ -72,6 +74,11 @@ class ModelSettings:
             raise ConfigError(
                 f"model.memory_layers = {self.memory_layers}: must be at most "
                 f"model.num_layers = {self.num_layers}; lower it or add layers"
+            )
+        if self.value_pooling == "tokens" and self.memory_attention == "sentence_level":
+            raise ConfigError(
+                'model.value_pooling = "tokens": must be "shared" or "separate" with '
+                'model.memory_attention = "sentence_level", which weighs whole entries'
             )
 
 

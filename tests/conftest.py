@@ -1,0 +1,43 @@
+"""What all tests share: an environment that reaches no network, a seed, and the GPU's absence."""
+
+import os
+import random
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+# Before any test module imports transformers, Ray or wandb, which read these once.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A developer's own account, cluster or modes must not change what is tested.
+for name in ("WANDB_API_KEY", "WANDB_DIR", "WANDB_MODE", "WANDB_PROJECT", "RAY_ADDRESS"):
+    os.environ.pop(name, None)
+
+# A busy machine is not a failure, and a failure must come again on the next run.
+settings.register_profile("pluglm", deadline=None, derandomize=True)
+settings.load_profile("pluglm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where CUDA has no device."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not on_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """The same random numbers in a test whether it runs alone or after others."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
