@@ -150,10 +150,9 @@ def _token_units(ids: Int64Array, maskable: BoolArray, vocab: VocabTables) -> _U
 
 
 def _word_units(ids: Int64Array, maskable: BoolArray, vocab: VocabTables) -> _Units:
-    # A continuation piece right after a special token (text cut within a word) starts a unit of
-    # its own, and so does every special token: neither may join what is before it.
+    # A special token ends the word before it. Continuation pieces after it (text cut within a word)
+    # form a word that is counted from the special token, which itself is never masked.
     starts = vocab.word_start[ids] | ~maskable
-    starts[:, 1:] |= ~maskable[:, :-1]
     starts[:, 0] = True
     flat_starts = np.flatnonzero(starts)
     size = np.zeros(ids.shape, dtype=np.int32)

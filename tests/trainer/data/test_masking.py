@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,6 +149,16 @@ def test_a_word_cut_by_the_sequence_start_stands_alone(vocab_maker: VocabMaker) 
     assert found == {(1, 2), (3, 4), (6,)}
 
 
+def test_a_row_that_begins_within_a_word_does_not_join_the_row_before(
+    vocab_maker: VocabMaker,
+) -> None:
+    vocab = vocab_maker(continuations=CONTINUATIONS)
+    settings = MaskingSettings(vocab=vocab, whole_word=True, mask_probability=0.5)
+    ids = np.tile([30, 31, 7, 32], (100, 1))
+    found = {tuple(np.flatnonzero(row)) for row in run(ids, settings)[1] != IGNORED_LABEL}
+    assert found == {(0, 1), (2, 3)}
+
+
 @pytest.mark.parametrize("whole_word", [False, True])
 @pytest.mark.parametrize("salient", [0.0, 0.5])
 def test_a_mask_depends_on_seed_epoch_and_sequence_only(
@@ -246,7 +257,7 @@ def test_the_input_is_left_alone_and_may_be_empty(vocab_maker: VocabMaker) -> No
     ],
 )
 def test_impossible_settings_are_refused(
-    vocab_maker: VocabMaker, change: dict[str, float], message: str
+    vocab_maker: VocabMaker, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         MaskingSettings(vocab=vocab_maker(), **change)

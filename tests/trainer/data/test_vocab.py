@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer.data.vocab import VocabTables, token_rarity, vocab_tables
 
-TOKENS = "[PAD] [UNK] [CLS] [SEP] [MASK] [unused1] the ##ing london . 1987 ##s - zebra".split()
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]", "the", "##ing", "london", "."]
+TOKENS += ["1987", "##s", "-", "zebra"]
 
 
 def make_tokenizer(**special: str | None) -> Any:
