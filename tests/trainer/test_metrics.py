@@ -46,9 +46,12 @@ def test_numbers_that_json_lacks_are_null_and_named(tmp_path: Path) -> None:
             parts=[1.0, -np.inf],
         )
     text = (tmp_path / "metrics.jsonl").read_text()
-    assert "NaN" not in text and "Infinity" not in text
+    assert "NaN" not in text
+    assert "Infinity" not in text
     (line,) = read_metrics(tmp_path / "metrics.jsonl")
-    assert line["loss"] is None and line["grad_norm"] is None and line["parts"] == [1.0, None]
+    assert line["loss"] is None
+    assert line["grad_norm"] is None
+    assert line["parts"] == [1.0, None]
     assert line["non_finite"] == {"loss": "nan", "grad_norm": "inf", "parts.1": "-inf"}
 
 

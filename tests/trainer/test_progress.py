@@ -29,7 +29,8 @@ def test_a_log_file_gets_plain_lines_now_and_then_and_always_the_last() -> None:
             now[0] += 2.0
             bar.update({**LINE, "step": step})
     text = out.getvalue()
-    assert "\r" not in text and "\x1b" not in text
+    assert "\r" not in text
+    assert "\x1b" not in text
     lines = text.splitlines()
     assert [line.split(" ")[1] for line in lines] == ["101/200", "116/200", "130/200"]
     assert lines[0] == (
@@ -54,7 +55,9 @@ def test_a_terminal_gets_a_bar_that_starts_at_the_resumed_step() -> None:
         bar.note("memory epoch 3 is live")
     text = out.getvalue()
     assert "step 100/200" in text.split("\r")[1]
-    assert "step 110/200" in text and "loss 3.142" in text and "retrieval 12.3 ms" in text
+    assert "step 110/200" in text
+    assert "loss 3.142" in text
+    assert "retrieval 12.3 ms" in text
     assert "memory epoch 3 is live\n" in text
 
 
@@ -65,7 +68,8 @@ def test_a_step_without_numbers_keeps_those_shown_and_nan_is_visible() -> None:
         bar.update({"step": 2})
         bar.update({"step": 3, "loss": None, "non_finite": {"loss": "nan"}})
     lines = out.getvalue().splitlines()
-    assert "loss 2.000" in lines[1] and "loss nan" in lines[2]
+    assert "loss 2.000" in lines[1]
+    assert "loss nan" in lines[2]
 
 
 def test_a_start_after_the_end_is_refused() -> None:
