@@ -64,7 +64,7 @@ class KnowledgeAttention(nn.Module):
         self.mixes_positions = config.legacy and self.heads > 1
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         if self.kind != "sentence_level":
-            self.beta = nn.Parameter(torch.ones(self.heads))
+            self.beta = nn.Parameter(torch.full((self.heads,), float(config.memory_beta_init)))
             self.q_proj = CopyLinear(hidden)
             self.k_proj = CopyLinear(hidden)
             self.v_proj = CopyLinear(hidden)
@@ -98,7 +98,10 @@ class KnowledgeAttention(nn.Module):
         value_BANd = split_heads(self.v_proj(values_BNH), self.heads)
         wide = cos_BK.dtype
         scores_BATN = (query_BATd @ key_BANd.transpose(-1, -2)).to(wide)
-        bias_BAN = self.beta.to(wide)[None, :, None] * cos_BK.repeat_interleave(mask_BKJ.shape[2], 1)[:, None]
+        bias_BAN = (
+            self.beta.to(wide)[None, :, None]
+            * cos_BK.repeat_interleave(mask_BKJ.shape[2], 1)[:, None]
+        )
         probs_BATN = _masked_softmax(scores_BATN + bias_BAN[:, :, None], mask_BN[:, None, None])
         read_BATd = self.dropout(probs_BATN).to(value_BANd.dtype) @ value_BANd
         mixed = self.mixes_positions

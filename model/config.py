@@ -35,6 +35,8 @@ class PlugLMConfig(PreTrainedConfig):
         memory_init: `normal` draws every matrix from N(0, initializer_range); `copy` starts the knowledge
             attention's and the value's square matrices at the identity, so that the untrained memory
             layer already passes on the entry token most like the position that asks.
+        memory_beta_init: start of β, the weight of the query-key cosine in the knowledge attention. Larger
+            values let the best entry outweigh the others before the attention has learned anything.
         legacy: reproduce the published checkpoints' quirks (heads reshaped without a transpose,
             decoder not tied to the word embedding, ignored label -1).
     """
@@ -60,6 +62,7 @@ class PlugLMConfig(PreTrainedConfig):
     value_pooling: str = "shared"
     query_norm: str = "batch"
     memory_init: str = "normal"
+    memory_beta_init: float = 1.0
     legacy: bool = False
     tie_word_embeddings: bool = True
 
@@ -96,7 +99,9 @@ class PlugLMConfig(PreTrainedConfig):
                 "whole entries; use multi_head or single_head, or value_pooling 'shared' or 'separate'"
             )
         if self.legacy and self.value_pooling != "shared":
-            raise ValueError("legacy checkpoints have value_pooling 'shared'; set legacy=False for others")
+            raise ValueError(
+                "legacy checkpoints have value_pooling 'shared'; set legacy=False for others"
+            )
 
     @property
     def ignored_label(self) -> int:

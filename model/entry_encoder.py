@@ -115,7 +115,9 @@ class KeyEncoderFactory:
             if name in weights and weights[name].shape != p.shape
         ]
         if problems:
-            raise ValueError("published weights do not fit the entry encoder: " + "; ".join(problems))
+            raise ValueError(
+                "published weights do not fit the entry encoder: " + "; ".join(problems)
+            )
         state = {k: v.detach().to(self.device, torch.float32) for k, v in weights.items()}
         module.load_state_dict(state, strict=False, assign=True)
         return module.eval()

@@ -10,7 +10,11 @@ from model.retrieval import LayerRetrieval
 
 
 def retrieval_loss(
-    retrieval: LayerRetrieval, positive_BQ: Tensor, positive_ids_B: Tensor, doc_ids_B: Tensor
+    retrieval: LayerRetrieval,
+    positive_BQ: Tensor,
+    positive_ids_B: Tensor,
+    doc_ids_B: Tensor,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Contrastive cross-entropy in the spirit of REALM's inverse cloze task (arXiv 2002.08909).
 
@@ -24,13 +28,14 @@ def retrieval_loss(
         positive_BQ: fresh keys of the right entries, with gradient.
         positive_ids_B: int64 ids of those entries; -1 where a sequence has none (it is left out).
         doc_ids_B: int64 document of each sequence.
+        temperature: what the scores are divided by.
 
     Returns:
         Scalar, the mean over sequences that have a right entry; 0 (with gradient) if none has.
     """
     wide = torch.promote_types(retrieval.query_BQ.dtype, torch.float32)
     query_BQ = retrieval.query_BQ.to(wide)
-    scale = query_BQ.shape[-1] ** -0.5
+    scale = query_BQ.shape[-1] ** -0.5 / temperature
     device = query_BQ.device
     positive_ids_B, doc_ids_B = positive_ids_B.to(device), doc_ids_B.to(device)
     has_B = positive_ids_B >= 0

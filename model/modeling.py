@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.initialization import eye_, ones_, zeros_
+from transformers.initialization import constant_, eye_, ones_, zeros_
 from transformers.utils import ModelOutput
 
 from model.attention import CopyLinear, KnowledgeAttention
@@ -66,7 +67,7 @@ class PlugLMPreTrainedModel(PreTrainedModel):
             ones_(module.running_var)
             zeros_(module.num_batches_tracked)
         elif isinstance(module, KnowledgeAttention) and module.kind != "sentence_level":
-            ones_(module.beta)
+            constant_(module.beta, self.config.memory_beta_init)
         elif isinstance(module, CopyLinear) and self.config.memory_init == "copy":
             eye_(module.weight)
         elif isinstance(module, MaskedLMHead):
@@ -166,7 +167,9 @@ class MaskedLMHead(nn.Module):
 class PlugLMForMaskedLM(PlugLMPreTrainedModel):
     """PlugLM with its pre-training head."""
 
-    _tied_weights_keys = {"head.decoder.weight": "pluglm.embeddings.word_embeddings.weight"}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {
+        "head.decoder.weight": "pluglm.embeddings.word_embeddings.weight"
+    }
 
     def __init__(self, config: PlugLMConfig) -> None:
         super().__init__(config)
@@ -192,6 +195,8 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
         positive_ids: Tensor | None = None,
         doc_ids: Tensor | None = None,
         retrieval_loss_weight: float = 1.0,
+        retrieval_temperature: float = 1.0,
+        loss_denominator: Tensor | float | None = None,
         output_attention: bool = False,
     ) -> MaskedLMOutput:
         """Predict masked tokens, with a memory or without.
@@ -202,12 +207,21 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
             positive_tokens: int64 [B,S], an entry of each sequence's own document; asks for the
                 retrieval warm-up loss, and needs positive_ids [B] and doc_ids [B].
             retrieval_loss_weight: its share in `loss`.
+            retrieval_temperature: what its scores are divided by.
+            loss_denominator: what the summed cross-entropy is divided by; None: the labels of this
+                batch. A data-parallel trainer passes the labels of all micro-batches and ranks over
+                their number, so that the mean is the same however the batch was cut.
 
         Raises:
-            ValueError: positive_tokens without positive_ids and doc_ids.
+            ValueError: positive_tokens without positive_ids and doc_ids, or without a memory.
         """
         if positive_tokens is not None and (positive_ids is None or doc_ids is None):
             raise ValueError("positive_tokens needs positive_ids and doc_ids beside it")
+        if positive_tokens is not None and (lookup is None or not self.config.num_memory_layers):
+            raise ValueError(
+                "positive_tokens asks for the retrieval loss, which needs a lookup and at least one "
+                f"memory layer; lookup is {lookup}, num_memory_layers {self.config.num_memory_layers}"
+            )
         positions_BP = wanted_BP = None
         if labels is not None:
             positions_BP, wanted_BP = _labelled_positions(labels, self.config.ignored_label)
@@ -225,13 +239,18 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
         logits_mV = self.head(hidden[wanted_BP])
         targets_m = labels.gather(1, positions_BP)[wanted_BP]
         wide = torch.promote_types(logits_mV.dtype, torch.float32)
-        # A batch without any label has loss 0, not NaN.
         total = F.cross_entropy(logits_mV.to(wide), targets_m, reduction="sum")
-        mlm_loss = loss = total / max(len(targets_m), 1)
+        if loss_denominator is None:
+            # A batch without any label has loss 0, not NaN.
+            loss_denominator = max(len(targets_m), 1)
+        mlm_loss = loss = total / loss_denominator
         contrast = None
         if positive_tokens is not None and positive_ids is not None and doc_ids is not None:
             key_BQ = self.pluglm.entry_encoder.keys(positive_tokens, self.pluglm.embeddings)
-            losses = [retrieval_loss(r, key_BQ, positive_ids, doc_ids) for r in encoded.retrievals]
+            losses = [
+                retrieval_loss(r, key_BQ, positive_ids, doc_ids, retrieval_temperature)
+                for r in encoded.retrievals or ()
+            ]
             contrast = torch.stack(losses).mean()
             loss = mlm_loss + retrieval_loss_weight * contrast
         return MaskedLMOutput(

@@ -12,8 +12,9 @@ class AttentivePooler(nn.Module):
     """`a_t = exp(w2·tanh(W1 x_t + b1) + b2)·mask_t`, `out = Σ a_t x_t / (Σ a_t + 1e-8)`.
 
     Names follow the published checkpoints. Scores are shifted by their row's maximum before `exp`,
-    which cancels in the ratio but for the epsilon, so that a score of 100 gives a finite result; the
-    epsilon is scaled by the same shift, so the formula's value is unchanged wherever it is finite.
+    which cancels in the ratio but for the epsilon, so that a score of 100 gives a finite result;
+    the epsilon is scaled by the same shift, so the formula's value is unchanged wherever it is
+    finite.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -33,11 +34,11 @@ class AttentivePooler(nn.Module):
         """
         wide = x.dtype if x.dtype == torch.float64 else torch.float32
         scores = self.att_fc2(torch.tanh(self.att_fc1(x))).squeeze(-1).to(wide)
-        kept = mask.to(torch.bool)
-        # A ratio is blind to the shift; clamping at 0 keeps exp(-shift)·eps from overflowing.
-        shift = scores.masked_fill(~kept, float("-inf")).amax(-1, keepdim=True).clamp(min=0.0).detach()
-        weights = torch.exp(scores - shift) * kept
-        total = weights.sum(-1, keepdim=True) + POOL_EPS * torch.exp(-shift)
-        # A row whose every score underflows (or that has no tokens) has no total to divide by.
-        alpha = weights / total.clamp(min=torch.finfo(wide).tiny)
+        # Filled before exp: a masked score may lie so far above the kept ones that it overflows.
+        scores = scores.masked_fill(~mask.to(torch.bool), float("-inf"))
+        # A ratio is blind to the shift; clamping at 0 keeps exp(-shift)·eps from overflowing, and
+        # the total from vanishing: it is at least 1 where the shift is positive, else at least eps.
+        shift = scores.amax(-1, keepdim=True).clamp(min=0.0).detach()
+        weights = torch.exp(scores - shift)
+        alpha = weights / (weights.sum(-1, keepdim=True) + POOL_EPS * torch.exp(-shift))
         return (alpha.to(x.dtype).unsqueeze(-2) @ x).squeeze(-2)

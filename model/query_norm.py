@@ -49,7 +49,9 @@ class QueryBatchNorm(nn.Module):
         var_Q = squares_Q / count
         n = float(count)
         if n < 2:
-            raise ValueError("query_norm 'batch' needs at least 2 sequences per step over all ranks")
+            raise ValueError(
+                "query_norm 'batch' needs at least 2 sequences per step over all ranks"
+            )
         with torch.no_grad():
             self.running_mean.lerp_(mean_Q.to(self.running_mean), MOMENTUM)
             self.running_var.lerp_((var_Q * n / (n - 1)).to(self.running_var), MOMENTUM)
