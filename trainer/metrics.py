@@ -241,8 +241,9 @@ def _start_wandb(
             settings=settings,
         )
     except wandb.Error as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(
-            f"wandb {mode} could not start: {error}; run 'wandb login', or set wandb to 'offline'"
+            f"wandb {mode} could not start: {reason}; run 'wandb login', or set wandb to 'offline'"
         ) from None
     id_file.write_text(run_id + "\n")
     # A step of our own: wandb refuses its built-in one to go back after a resume.
