@@ -1,8 +1,8 @@
 """PlugLM written a second time: straight from the formulas, in float64, one sequence at a time.
 
 It shares no code with `model/`: its own softmax, GELU, LayerNorm, BatchNorm, cosine and retrieval
-(a full sort of all stored keys). It takes the model's weights by name and is differentiable, so that
-values, ids and gradients can be compared. Slow on purpose.
+(a full sort of all stored keys). It takes the model's weights by name and is differentiable, so
+that values, ids and gradients can be compared. Slow on purpose.
 
 Shape suffixes: B batch, T tokens, H hidden, d head, K retrieved, S entry tokens, Q key width,
 N entries, J vectors of one entry.
@@ -67,14 +67,18 @@ class Reference:
     ) -> Result:
         """Everything, from token ids to the loss."""
         result = Result(logits_BTV=torch.empty(0), loss=None, ids=[])
-        sequences = [self.embed(ids, types) for ids, types in zip(input_ids_BT, types_BT, strict=True)]
+        sequences = [
+            self.embed(ids, types) for ids, types in zip(input_ids_BT, types_BT, strict=True)
+        ]
         result.values["embeddings"] = torch.stack(sequences)
         masks = [row.bool() for row in mask_BT]
         plain = self.c["num_hidden_layers"] - self.c["num_memory_layers"]
         for i in range(self.c["num_hidden_layers"]):
             name = f"pluglm.layers.{i}"
             if i < plain:
-                sequences = [self.plain_layer(x, m, name) for x, m in zip(sequences, masks, strict=True)]
+                sequences = [
+                    self.plain_layer(x, m, name) for x, m in zip(sequences, masks, strict=True)
+                ]
             else:
                 sequences = self.memory_layer(sequences, masks, i, memory, k, result)
             result.values[f"layer{i}.output"] = torch.stack(sequences)
@@ -91,13 +95,15 @@ class Reference:
     def layer_norm(self, x: Tensor, name: str, eps: float) -> Tensor:
         mean = x.sum(-1, keepdim=True) / x.shape[-1]
         variance = ((x - mean) ** 2).sum(-1, keepdim=True) / x.shape[-1]
-        return (x - mean) / (variance + eps) ** 0.5 * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
+        return (x - mean) / (variance + eps) ** 0.5 * self.w[f"{name}.weight"] + self.w[
+            f"{name}.bias"
+        ]
 
     def norm(self, x: Tensor, name: str) -> Tensor:
         return self.layer_norm(x, name, self.c["layer_norm_eps"])
 
     def embed(self, ids_T: Tensor, types_T: Tensor | None = None) -> Tensor:
-        """W[ids] + P[0, 1, ...] + E[type], normalised. The pad token's row is never trained here."""
+        """W[ids] + P[0, 1, ...] + E[type], normalised. The pad token's row is not trained here."""
         prefix = "pluglm.embeddings"
         words = self.w[f"{prefix}.word_embeddings.weight"]
         pad_T1 = (ids_T == self.c["pad_token_id"])[:, None]
@@ -176,8 +182,8 @@ class Reference:
             batch_mean = torch.stack(raw).sum(0) / n
             squares = torch.stack([(q - batch_mean) ** 2 for q in raw]).sum(0)
             result.running[f"{name}.running_mean"] = 0.9 * mean + 0.1 * batch_mean.detach()
-            result.running[f"{name}.running_var"] = (
-                0.9 * variance + 0.1 * squares.detach() / (n - 1)
+            result.running[f"{name}.running_var"] = 0.9 * variance + 0.1 * squares.detach() / (
+                n - 1
             )
             mean, variance = batch_mean, squares / n
         scale, shift = self.w[f"{name}.weight"], self.w[f"{name}.bias"]
@@ -198,13 +204,17 @@ class Reference:
             for x, m in zip(sequences, masks, strict=True)
         ]
         small = [
-            self.feed_forward(a, f"{name}.ffn") if self.c["memory_ffn_size"] else torch.zeros_like(a)
+            self.feed_forward(a, f"{name}.ffn")
+            if self.c["memory_ffn_size"]
+            else torch.zeros_like(a)
             for a in attended
         ]
         report = {"attention_output": torch.stack(attended), "ffn_output": torch.stack(small)}
         read = [torch.zeros_like(a) for a in attended]
         if memory is not None:
-            pooled = [self.pool(a, m, f"{name}.pooler") for a, m in zip(attended, masks, strict=True)]
+            pooled = [
+                self.pool(a, m, f"{name}.pooler") for a, m in zip(attended, masks, strict=True)
+            ]
             raw = [self.linear(p, f"{name}.query_proj") for p in pooled]
             queries = self.queries(raw, f"{name}.query_norm", result)
             rows = [nearest(q, memory, k) for q in queries]
@@ -216,7 +226,9 @@ class Reference:
             keys = []
             for b, (a_TH, query, row) in enumerate(zip(attended, queries, rows, strict=True)):
                 entries = [self.encode_entry(memory.tokens_NS[r]) for r in row]
-                read[b] = self.knowledge_attention(a_TH, query, entries, f"{name}.knowledge_attention")
+                read[b] = self.knowledge_attention(
+                    a_TH, query, entries, f"{name}.knowledge_attention"
+                )
                 keys.append(torch.stack([key for key, _ in entries]))
             report |= {
                 "pooled": torch.stack(pooled),
@@ -235,7 +247,9 @@ class Reference:
         self, a_TH: Tensor, query_Q: Tensor, entries: list[tuple[Tensor, Tensor]], name: str
     ) -> Tensor:
         vectors = [
-            (cosine(query_Q, key_Q), value_H) for key_Q, values_JH in entries for value_H in values_JH
+            (cosine(query_Q, key_Q), value_H)
+            for key_Q, values_JH in entries
+            for value_H in values_JH
         ]
         if not vectors:
             return torch.zeros_like(a_TH)
@@ -280,19 +294,14 @@ def cosine(x: Tensor, y: Tensor) -> Tensor:
 
 
 def nearest(query_Q: Tensor, memory: StoredMemory, k: int) -> list[int]:
-    """Rows of the k entries whose stored keys have the largest product; ties: the lower id first."""
+    """Rows of the k entries with the largest stored key · query; ties: the lower id first."""
     scores = torch.einsum("q,nq->n", query_Q.detach(), memory.keys_NQ.to(query_Q)).tolist()
     order = sorted(range(len(scores)), key=lambda row: (-scores[row], int(memory.ids_N[row])))
     return order[:k]
 
 
 def cloze_loss(
-    queries_BQ: Tensor,
-    keys_BKQ: Tensor,
-    retrieved_doc_ids_BK: Tensor,
-    positive_BQ: Tensor,
-    positive_ids_B: Tensor,
-    doc_ids_B: Tensor,
+    queries_BQ: Tensor, positive_BQ: Tensor, positive_ids_B: Tensor, doc_ids_B: Tensor
 ) -> Tensor:
     """The retrieval warm-up loss, query by query; 0 if no sequence has a right entry."""
     losses = []
@@ -300,17 +309,11 @@ def cloze_loss(
     for b, query_Q in enumerate(queries_BQ):
         if int(positive_ids_B[b]) < 0:
             continue
-        document = int(doc_ids_B[b])
         right = query_Q @ positive_BQ[b] / scale
         wrong = [
             query_Q @ positive_BQ[other] / scale
             for other in range(len(queries_BQ))
-            if other != b and int(positive_ids_B[other]) >= 0 and int(doc_ids_B[other]) != document
-        ]
-        wrong += [
-            query_Q @ key_Q / scale
-            for key_Q, found in zip(keys_BKQ[b], retrieved_doc_ids_BK[b].tolist(), strict=True)
-            if found not in (-1, document)
+            if int(positive_ids_B[other]) >= 0 and int(doc_ids_B[other]) != int(doc_ids_B[b])
         ]
         losses.append(torch.logsumexp(torch.stack([right, *wrong]), 0) - right)
-    return torch.stack(losses).mean() if losses else queries_BQ.new_zeros(())
+    return torch.stack(losses).mean() if losses else 0.0 * queries_BQ.sum()
