@@ -57,9 +57,7 @@ def reference(world: World, *, training: bool) -> tuple[Result, dict[str, Tensor
     return result, {n: w.grad for n, w in weights.items() if w.grad is not None}
 
 
-def compare_gradients(
-    model: PlugLMForMaskedLM, wanted: dict[str, Tensor], relative: float
-) -> None:
+def compare_gradients(model: PlugLMForMaskedLM, wanted: dict[str, Tensor], relative: float) -> None:
     """Every parameter's gradient; where one side has none, the other's is zero."""
     largest = max(float(g.abs().max()) for g in wanted.values())
     for name, parameter in model.named_parameters():
@@ -88,9 +86,13 @@ def test_the_model_equals_the_reference_in_float64(variant: str, training: bool)
         assert_close(retrieval.key_BKQ[found].view_as(key), key, EXACT, "key")
         query = wanted.values[f"layer{retrieval.layer}.query"]
         assert_close(retrieval.query_BQ, query, EXACT, "query")
-    assert len(seen) >= 1 + model.config.num_hidden_layers + 6 * model.config.num_memory_layers - (
-        model.config.memory_ffn_size == 0
-    ) * model.config.num_memory_layers
+    assert (
+        len(seen)
+        >= 1
+        + model.config.num_hidden_layers
+        + 6 * model.config.num_memory_layers
+        - (model.config.memory_ffn_size == 0) * model.config.num_memory_layers
+    )
     for name, value in seen.items():
         assert_close(value.expand_as(wanted.values[name]), wanted.values[name], EXACT, name)
 
@@ -107,7 +109,9 @@ def test_the_model_equals_the_reference_in_float64(variant: str, training: bool)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("variant", ["multi_head-shared-batch", "multi_head-tokens-layer", "legacy"])
+@pytest.mark.parametrize(
+    "variant", ["multi_head-shared-batch", "multi_head-tokens-layer", "legacy"]
+)
 def test_the_model_equals_the_reference_in_float32(variant: str, training: bool) -> None:
     world = make_world(**VARIANTS[variant])
     world.model.float()

@@ -65,7 +65,7 @@ def document_of(ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """A model with random weights everywhere, a batch with padding, and a memory with stale keys."""
+    """A model with random weights everywhere, a padded batch, and a memory with stale keys."""
 
     model: PlugLMForMaskedLM
     inputs: dict[str, Tensor]
@@ -174,7 +174,9 @@ def capture(model: PlugLMForMaskedLM, run: Callable[[], Any]) -> tuple[Any, dict
     return output, seen
 
 
-def assert_close(given: Tensor, wanted: Tensor, relative: float, what: str, floor: float = 0) -> None:
+def assert_close(
+    given: Tensor, wanted: Tensor, relative: float, what: str, floor: float = 0
+) -> None:
     """The largest error is at most `relative` of the largest wanted value (or of `floor`)."""
     assert given.shape == wanted.shape, f"{what}: {tuple(given.shape)}, not {tuple(wanted.shape)}"
     if not wanted.numel():
