@@ -41,7 +41,9 @@ class Embeddings(nn.Module):
             )
         positions_T = torch.arange(length, device=ids.device)
         if token_type_ids is None:
-            types = self.token_type_embeddings.weight[0]
+            # Asked as an embedding, not by indexing the weight, so that code which wraps modules
+            # from outside (ZeRO-3 gathers a module's weights when it is called) sees the use.
+            types = self.token_type_embeddings(positions_T.new_zeros(1))
         else:
             types = self.token_type_embeddings(token_type_ids)
         summed = self.word_embeddings(ids) + self.position_embeddings(positions_T) + types

@@ -1,0 +1,34 @@
+"""The few collectives that training needs beside DeepSpeed's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor
+
+
+def broadcast_integers(values: Sequence[int], device: torch.device) -> list[int]:
+    """Give every rank rank 0's integers; collective. Others pass placeholders of the same number."""
+    tensor = torch.tensor(list(values), dtype=torch.int64, device=device)
+    dist.broadcast(tensor, src=0)
+    return [int(v) for v in tensor.tolist()]
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum in place over all ranks; collective; no gradient."""
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def differentiable_sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum over all ranks, with gradient to each rank's part; collective forward and backward."""
+    summed: Tensor = dist_nn.all_reduce(tensor)
+    return summed
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    dist.barrier()

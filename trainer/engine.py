@@ -1,0 +1,160 @@
+"""One rank's DeepSpeed engine: the only room of the trainer that knows DeepSpeed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model import PlugLMForMaskedLM, is_key_weight
+from model.query_norm import QueryBatchNorm
+from trainer.deepspeed_config import deepspeed_config
+from trainer.distributed import differentiable_sum_over_ranks
+from trainer.optim import lr_factor, make_optimizer
+from trainer.settings import TrainSettings
+
+# A rank that waits for a refresh waits inside a collective; a dead rank is noticed by the driver,
+# which ends the others, so this bound need not be short.
+_COLLECTIVE_TIMEOUT = timedelta(hours=24)
+_TAG = "engine"
+
+
+def start_process_group(device: str, *, rank: int, world_size: int, init_method: str) -> None:
+    """Join the trainers' process group: gloo on the CPU, NCCL on GPUs. Collective.
+
+    Args:
+        device: "cpu" or "cuda".
+        rank: this trainer.
+        world_size: trainers.
+        init_method: as in `torch.distributed.init_process_group`, e.g. ``tcp://127.0.0.1:29500``.
+    """
+    _deepspeed(device)
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(
+        backend,
+        rank=rank,
+        world_size=world_size,
+        init_method=init_method,
+        timeout=_COLLECTIVE_TIMEOUT,
+    )
+
+
+def stop_process_group() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class TrainingEngine:
+    """A model, its optimizer and its schedule under DeepSpeed ZeRO."""
+
+    def __init__(self, model: PlugLMForMaskedLM, settings: TrainSettings, device: str) -> None:
+        """Wrap the model; collective. The process group must have been started."""
+        deepspeed = _deepspeed(device)
+        self.settings = settings
+        self.device = torch.device(device)
+        model.to(self.device)
+        for module in model.modules():
+            if isinstance(module, QueryBatchNorm):
+                module.reduce_sum = differentiable_sum_over_ranks
+        optimizer = make_optimizer(model, settings.optim)
+        factor = lr_factor(settings.optim)
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            lr_scheduler=lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, factor),
+            config=deepspeed_config(settings, on_gpu=device == "cuda"),
+            dist_init_required=False,
+        )
+        for module in model.modules():
+            if isinstance(module, QueryBatchNorm):
+                # DeepSpeed casts buffers with the weights; running statistics need float32.
+                module.running_mean = module.running_mean.float()
+                module.running_var = module.running_var.float()
+
+    @property
+    def model(self) -> PlugLMForMaskedLM:
+        """The wrapped model; under ZeRO-3 its weights are whole only inside `whole_weights`."""
+        model: PlugLMForMaskedLM = self._engine.module
+        return model
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step (of the first parameter group)."""
+        return float(self._engine.get_lr()[0])
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the last step's gradient, over all ranks, before clipping."""
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def forward_backward(self, **inputs: Any) -> Any:
+        """One micro-batch: forward pass and backward pass; returns the model's output."""
+        output = self._engine(**inputs)
+        self._engine.backward(output.loss)
+        return output
+
+    def step(self) -> None:
+        """After every micro-batch: reduces, and updates the weights at the accumulation boundary."""
+        self._engine.step()
+
+    def train(self, mode: bool = True) -> None:
+        """Switch between training and evaluation mode."""
+        self._engine.train(mode)
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[PlugLMForMaskedLM]:
+        """The model with whole weights on every rank, for reading; collective under ZeRO-3."""
+        if self.settings.runtime.zero_stage < 3:
+            yield self.model
+            return
+        deepspeed = _deepspeed(self.device.type)
+        with deepspeed.zero.GatheredParameters(list(self.model.parameters()), modifier_rank=None):
+            yield self.model
+
+    def key_weights(self) -> dict[str, Tensor]:
+        """Float32 CPU copies of the weights that make keys; collective under ZeRO-3."""
+        named = [(n, p) for n, p in self.model.pluglm.named_parameters() if is_key_weight(n)]
+        if self.settings.runtime.zero_stage < 3:
+            return {name: _copy(p) for name, p in named}
+        deepspeed = _deepspeed(self.device.type)
+        with deepspeed.zero.GatheredParameters([p for _, p in named], modifier_rank=None):
+            return {name: _copy(p) for name, p in named}
+
+    def save(self, directory: Path) -> None:
+        """Write weights, optimizer and schedule below the directory; collective."""
+        self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote with the same number of trainers and ZeRO stage; collective.
+
+        Raises:
+            FileNotFoundError: nothing is there.
+        """
+        found, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
+        if found is None:
+            raise FileNotFoundError(f"{directory} holds no DeepSpeed checkpoint")
+
+
+def _copy(parameter: Tensor) -> Tensor:
+    return parameter.detach().to("cpu", torch.float32, copy=True)
+
+
+def _deepspeed(device: str) -> Any:
+    """Import DeepSpeed for a device. Its choice of accelerator is read once, from the environment."""
+    os.environ.setdefault("DS_ACCELERATOR", device)
+    import deepspeed
+    import deepspeed.ops
+
+    if device == "cpu":
+        # Otherwise DeepSpeed compiles a C++ collective at first use, which takes a minute and can
+        # hang or abort when processes do it at once; gloo and torch's AdamW need none of its ops.
+        deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed
