@@ -59,6 +59,11 @@ class ModelSettings:
         "Start of the memory attention: small random matrices (normal), or identities (copy), so "
         "that the untrained layer already passes on the entry's token most like the position.",
     )
+    memory_beta_init: float = documented(
+        1.0,
+        "Start of the weight that the likeness of query and key has in the memory attention; "
+        "larger: the best entry outweighs the others from the first step on.",
+    )
     init_from: str = documented(
         "", "Directory of a BERT-like checkpoint whose weights are the start; empty: random."
     )
