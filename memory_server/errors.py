@@ -1,4 +1,3 @@
-# ruff: noqa: N818 — the names say what happened, as in StoreConflict
 """The memory's typed errors: what went wrong, so that a caller can act on the type.
 
 Every message says what was given, what is allowed and what to do. All of them survive pickling,
@@ -61,6 +60,10 @@ class RefreshFailed(MemoryServerError):
 
 class ShardLost(MemoryServerError):
     """A shard did not answer before the deadline; the message names it."""
+
+
+class ShardRestoring(MemoryServerError):
+    """A shard that restarted is still building its epochs again; ask once more in a moment."""
 
 
 class CoordinatorLost(MemoryServerError):

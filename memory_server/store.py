@@ -15,7 +15,7 @@ another text.
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -24,14 +24,12 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from memory_server.changes import NAME_LENGTH, npy_bytes, reference, refuse_known_ids, without
 from memory_server.errors import (
-    DuplicateEntry,
     StoreConflict,
     StoreDamaged,
     StoreError,
     StoreNotFound,
-    TokenizerMismatch,
-    UnknownEntry,
     UnknownVersion,
 )
 from memory_server.files import Files
@@ -42,10 +40,9 @@ from memory_server.manifest import (
     new_manifest,
     parse_manifest,
 )
-from memory_server.segments import Int64Array, Segment, SegmentMeta, refuse_duplicates, sha256_of
+from memory_server.segments import Int64Array, Segment, SegmentMeta, sha256_of
 
 STORE_FORMAT = "pluglm-store-1"
-NAME_LENGTH = 32
 
 
 class Store:
@@ -245,13 +242,13 @@ class Store:
             raise ValueError("nothing to commit: give add_segments, remove_ids or both")
         if not domain or not message:
             raise ValueError("a commit needs a message and a domain that are not empty")
-        kept, removals = self._without(base, removed)
-        added = [self._reference(path, domain) for path in additions]
-        self._refuse_known_ids(kept, removals, added, additions)
+        kept, removals = without(self, base, removed)
+        added = [reference(self, path, domain) for path in additions]
+        refuse_known_ids(self, kept, removals, added, additions)
         for ref in kept:
             if ref.file in removals and ref.deletions is not None:
                 self._files.publish_bytes(
-                    self.path / "deletions" / ref.deletions, _npy(removals[ref.file])
+                    self.path / "deletions" / ref.deletions, npy_bytes(removals[ref.file])
                 )
         for path, ref in zip(additions, added, strict=True):
             self._files.adopt(
@@ -289,100 +286,3 @@ class Store:
                 )
             self._files.publish_bytes(self.path / "HEAD", f"{manifest.version}\n".encode())
         return manifest.version
-
-    def _reference(self, path: Path, domain: str) -> SegmentRef:
-        segment = Segment(path)
-        theirs, ours = segment.meta, self.meta
-        if theirs.tokenizer_fingerprint != ours.tokenizer_fingerprint:
-            raise TokenizerMismatch(
-                f"segment {path} was tokenised by {theirs.tokenizer_fingerprint}, the store "
-                f"{self.path} "
-                f"by {ours.tokenizer_fingerprint}; tokenise the text again with the store's "
-                "tokenizer"
-            )
-        if theirs != ours:
-            raise ValueError(
-                f"segment {path} has entry_tokens={theirs.entry_tokens}, "
-                f"vocab_size={theirs.vocab_size}, "
-                f"pad_token_id={theirs.pad_token_id}, but the store {self.path} needs "
-                f"{ours.entry_tokens}, {ours.vocab_size}, {ours.pad_token_id}; write the segment "
-                "again"
-            )
-        if segment.rows and (segment.tokens.max() >= ours.vocab_size or segment.tokens.min() < 0):
-            raise ValueError(
-                f"segment {path} has token ids outside of [0, {ours.vocab_size}); write it again"
-            )
-        refuse_duplicates(segment.ids, f"segment {path}")
-        info = segment.info
-        file = f"{info.sha256[:NAME_LENGTH]}.arrow"
-        return SegmentRef(file=file, domain=domain, **asdict(info))
-
-    def _without(
-        self, base: Manifest, removed: Int64Array
-    ) -> tuple[list[SegmentRef], dict[str, Int64Array]]:
-        """The base's segments less the removed ids, and the removed rows of those that changed."""
-        kept: list[SegmentRef] = []
-        changed: dict[str, Int64Array] = {}
-        found: list[Int64Array] = []
-        for ref in base.segments:
-            inside = removed[(removed >= ref.min_id) & (removed <= ref.max_id)]
-            if not len(inside):
-                kept.append(ref)
-                continue
-            ids = self.segment(ref).ids
-            dead = self.deleted_rows(ref)
-            rows = np.setdiff1d(np.flatnonzero(np.isin(ids, inside)), dead, assume_unique=True)
-            if not len(rows):
-                kept.append(ref)
-                continue
-            found.append(ids[rows])
-            changed[ref.file] = np.union1d(dead, rows).astype(np.int64)
-            name = sha256(_npy(changed[ref.file])).hexdigest()[:NAME_LENGTH] + ".npy"
-            kept.append(replace(ref, deletions=name, deleted=len(changed[ref.file])))
-        unknown = np.setdiff1d(removed, np.concatenate(found) if found else removed[:0])
-        if len(unknown):
-            raise UnknownEntry(
-                f"cannot remove {len(unknown)} ids that version {base.version} does not hold: "
-                f"{', '.join(str(i) for i in unknown[:5])}{', …' if len(unknown) > 5 else ''}"
-            )
-        return kept, changed
-
-    def _refuse_known_ids(
-        self,
-        kept: Sequence[SegmentRef],
-        removals: dict[str, Int64Array],
-        added: Sequence[SegmentRef],
-        additions: Sequence[Path],
-    ) -> None:
-        """Refuse an id that would live twice; only segments whose id ranges overlap are read."""
-        for index, (ref, path) in enumerate(zip(added, additions, strict=True)):
-            others = [*kept, *added[:index]]
-            near = [
-                o for o in others if o.rows and o.min_id <= ref.max_id and ref.min_id <= o.max_id
-            ]
-            if not near or not ref.rows:
-                continue
-            ids = Segment(path).ids
-            for other in near:
-                if other in kept:
-                    dead = removals.get(other.file, self._stored_deletions(other, removals))
-                    theirs = np.delete(self.segment(other).ids, dead)
-                else:
-                    theirs = Segment(additions[added.index(other)]).ids
-                shared = np.intersect1d(ids, theirs)
-                if len(shared):
-                    raise DuplicateEntry(
-                        f"segment {path} repeats {len(shared)} ids that are live already, such as "
-                        f"{shared[0]}; every id must be unique (to replace an entry, remove the "
-                        "old id in "
-                        "the same commit)"
-                    )
-
-    def _stored_deletions(self, ref: SegmentRef, removals: dict[str, Int64Array]) -> Int64Array:
-        return np.empty(0, dtype=np.int64) if ref.file in removals else self.deleted_rows(ref)
-
-
-def _npy(rows: Int64Array) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, rows)
-    return buffer.getvalue()

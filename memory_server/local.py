@@ -1,0 +1,178 @@
+"""The memory in this process: for tests, notebooks and one device."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from torch import Tensor
+
+from memory_server.api import Entry, KeyEncoderFactory, MemoryInfo, Retrieved, StageStatus
+from memory_server.epochs import EpochBook
+from memory_server.errors import MemoryClosed, RefreshFailed
+from memory_server.replies import merge_replies
+from memory_server.shard import Shard
+from memory_server.store import Store
+from memory_server.waiting import in_order, wait_until_sealed
+
+INITIAL_TIMEOUT_S = 24 * 3600.0
+
+
+class LocalMemory:
+    """A `Memory` of one shard in this process."""
+
+    def __init__(
+        self,
+        store: Store | Path | str,
+        *,
+        encoder: KeyEncoderFactory,
+        weights: Mapping[str, Tensor],
+        encoder_step: int = 0,
+        content_version: str | None = None,
+        device: str = "cpu",
+        index: str = "flat",
+    ) -> None:
+        """Encode the store's entries and answer; blocks until the first epoch is live.
+
+        Args:
+            content_version: by default the store's head.
+
+        Raises:
+            StoreNotFound, StoreDamaged, UnknownVersion; RefreshFailed: the first epoch failed,
+            says why.
+        """
+        path = store.path if isinstance(store, Store) else Path(store)
+        self._shard = Shard(path, shards=1, shard=0, encoder=encoder, device=device, index=index)
+        self._store = Store.open(path)
+        self._index = index
+        self._book = EpochBook()
+        self._lock = threading.Lock()
+        self._closed = False
+        try:
+            version = self._store.head() if content_version is None else content_version
+            self._store.manifest(version)
+            first = self.stage(encoder_step=encoder_step, weights=weights, content_version=version)
+            self.wait_sealed(first, INITIAL_TIMEOUT_S)
+            self.activate(first)
+        except BaseException:
+            self.close()
+            raise
+
+    def info(self) -> MemoryInfo:
+        """See `Memory.info`."""
+        with self._lock:
+            self._check_open()
+            assert self._book.live is not None
+            receipt = self._book.receipts[self._book.live][0]
+        meta = self._store.meta
+        return MemoryInfo(
+            entries=receipt.live_rows,
+            shards=1,
+            key_width=receipt.key_width,
+            entry_tokens=meta.entry_tokens,
+            epoch=receipt.epoch,
+            encoder_step=receipt.encoder_step,
+            content_version=receipt.content_version,
+            tokenizer_fingerprint=meta.tokenizer_fingerprint,
+            pad_token_id=meta.pad_token_id,
+            bytes=dict(receipt.bytes),
+            index=self._index,
+        )
+
+    def search(
+        self,
+        queries_BQ: Tensor,
+        k: int,
+        *,
+        exclude_doc_ids: Tensor | None = None,
+        epoch: int | None = None,
+    ) -> Retrieved:
+        """See `Memory.search`."""
+        reply = self._shard.search(queries_BQ, k, exclude_doc_ids, epoch=epoch)
+        return merge_replies([reply], k, device=queries_BQ.device)
+
+    def stage(
+        self,
+        *,
+        encoder_step: int,
+        weights: Mapping[str, Tensor] | None = None,
+        content_version: str | None = None,
+    ) -> int:
+        """See `Memory.stage`. The weights are copied, so that training may go on changing them."""
+        if content_version is not None:
+            self._store.manifest(content_version)
+        copied = None if weights is None else {k: v.detach().clone() for k, v in weights.items()}
+        with self._lock:
+            self._check_open()
+            plan = self._book.begin(
+                encoder_step=encoder_step,
+                new_weights=weights is not None,
+                content_version=content_version,
+            )
+            self._shard.stage(plan, lambda: _given(copied))
+        return plan.epoch
+
+    def staging(self, epoch: int) -> StageStatus:
+        """See `Memory.staging`."""
+        with self._lock:
+            self._check_open()
+            self._book.plan(epoch)
+            status = self._shard.status(epoch)
+            if status.receipt is not None and epoch not in self._book.receipts:
+                self._book.seal([status.receipt])
+            if status.error is not None:
+                self._book.fail(epoch, status.error)
+        return StageStatus(
+            epoch=epoch,
+            state=status.state,
+            done=status.done,
+            total=status.total,
+            error=status.error,
+            seconds=status.seconds,
+        )
+
+    def wait_sealed(self, epoch: int, timeout_s: float) -> None:
+        """See `Memory.wait_sealed`."""
+        wait_until_sealed(self.staging, epoch, timeout_s)
+
+    def activate(self, epoch: int) -> None:
+        """See `Memory.activate`."""
+        self.staging(epoch)
+        with self._lock:
+            self._book.activate(epoch)
+            self._shard.activate(epoch)
+
+    def release(self, epoch: int) -> None:
+        """See `Memory.release`."""
+        with self._lock:
+            self._check_open()
+            self._book.release(epoch)
+            self._shard.release(epoch)
+
+    def entries(self, ids: Sequence[int]) -> list[Entry]:
+        """See `Memory.entries`."""
+        return in_order(ids, self._shard.entries(ids))
+
+    def close(self) -> None:
+        """See `Memory.close`."""
+        with self._lock:
+            self._closed = True
+        self._shard.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise MemoryClosed("this memory was closed; make another one")
+
+
+def _given(weights: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+    if weights is None:
+        raise RefreshFailed(
+            "the weights that made the newest epoch are not held any more; give weights"
+        )
+    return weights

@@ -1,0 +1,92 @@
+"""What must not win: removed rows and excluded documents, as cells of a block of scores."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MOST_PAIRS = 1 << 20  # masked cells named one by one; beyond, whole blocks are compared
+NEGATIVE_INFINITY = float("-inf")
+
+
+class DocumentRows:
+    """Which rows belong to a document. Rows already in the order of their documents cost
+    nothing."""
+
+    def __init__(self, doc_ids_N: Tensor) -> None:
+        in_order = bool((doc_ids_N[1:] >= doc_ids_N[:-1]).all())
+        self.doc_ids_N = doc_ids_N
+        self._order = None if in_order else doc_ids_N.argsort(stable=True)
+        self._sorted_N = doc_ids_N if self._order is None else doc_ids_N[self._order]
+
+    @property
+    def bytes(self) -> int:
+        return 0 if self._order is None else self._order.nbytes + self._sorted_N.nbytes
+
+    def ranges(self, documents_B: Tensor) -> tuple[Tensor, Tensor]:
+        """[low, high) of each document's rows, int64 [B] each, to be mapped by `rows`."""
+        low_B = torch.searchsorted(self._sorted_N, documents_B)
+        return low_B, torch.searchsorted(self._sorted_N, documents_B, right=True)
+
+    def rows(self, positions: Tensor) -> Tensor:
+        return positions if self._order is None else self._order[positions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedCells:
+    """Cells of a block of queries' scores that cannot win, in the order of their rows.
+
+    `pair_queries` and `pair_rows` name single cells; `documents` masks whole blocks instead, when
+    the excluded documents are so long that single cells would be many.
+    """
+
+    dead_rows: Tensor
+    pair_queries: Tensor
+    pair_rows: Tensor
+    documents: Tensor | None
+    doc_ids: Tensor
+
+    def apply(self, scores_BC: Tensor, start: int, count: int) -> None:
+        """Mask the cells of rows [start, start + count), the first columns of `scores_BC`."""
+        bounds = torch.tensor([start, start + count], device=scores_BC.device)
+        if len(self.dead_rows):
+            low, high = torch.searchsorted(self.dead_rows, bounds).tolist()
+            scores_BC.index_fill_(1, self.dead_rows[low:high] - start, NEGATIVE_INFINITY)
+        if len(self.pair_rows):
+            low, high = torch.searchsorted(self.pair_rows, bounds).tolist()
+            cells = (self.pair_queries[low:high], self.pair_rows[low:high] - start)
+            scores_BC.index_put_(cells, scores_BC.new_tensor(NEGATIVE_INFINITY))
+        if self.documents is not None:
+            documents = self.doc_ids[start : start + count]
+            scores_BC[:, :count].masked_fill_(
+                documents == self.documents.unsqueeze(1), NEGATIVE_INFINITY
+            )
+
+
+def masked_cells(
+    dead_rows: Tensor, document_rows: DocumentRows, excluded_B: Tensor | None
+) -> MaskedCells:
+    """The cells that removed rows, and each query's excluded document (-1: none), rule out."""
+    device = dead_rows.device
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    pair_queries, pair_rows, documents = nothing, nothing, None
+    if excluded_B is not None:
+        low_B, high_B = document_rows.ranges(excluded_B)
+        counts_B = high_B - low_B
+        total = int(counts_B.sum())
+        if total > MOST_PAIRS:
+            documents = excluded_B
+        elif total:
+            batch = torch.arange(len(excluded_B), device=device)
+            pair_queries = batch.repeat_interleave(counts_B)
+            before_B = counts_B.cumsum(0) - counts_B
+            inside = torch.arange(total, device=device) - before_B[pair_queries]
+            pair_rows, order = document_rows.rows(low_B[pair_queries] + inside).sort()
+            pair_queries = pair_queries[order]
+    return MaskedCells(
+        dead_rows=dead_rows,
+        pair_queries=pair_queries,
+        pair_rows=pair_rows,
+        documents=documents,
+        doc_ids=document_rows.doc_ids_N,
+    )
