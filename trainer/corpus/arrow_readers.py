@@ -1,4 +1,4 @@
-"""Readers of Parquet, Arrow IPC (file, stream, Feather) and Hugging Face directories, with pyarrow only."""
+"""Readers of Parquet, Arrow IPC and Hugging Face dataset directories, with pyarrow only."""
 
 import json
 from collections.abc import Iterator
@@ -25,14 +25,16 @@ def read_parquet(path: Path, source: str, fields: Fields) -> Iterator[Document]:
 
 
 def read_arrow(path: Path, source: str, fields: Fields) -> Iterator[Document]:
-    """Yield one document per row of an Arrow IPC file or stream (Feather version 2 is the former)."""
+    """Yield one document per row of an Arrow IPC file or stream (Feather 2 is the former)."""
     with _named_errors(path), pa.memory_map(str(path)) as mapped:
         magic = mapped.read(len(FILE_MAGIC))
         mapped.seek(0)
         if magic == b"":
             raise CorpusError(f"{path} is empty; write the file again")
         if magic.startswith(FEATHER_1_MAGIC):
-            raise CorpusError(f"{path} is Feather version 1; write it again as version 2 or Parquet")
+            raise CorpusError(
+                f"{path} is Feather version 1; write it again as version 2 or Parquet"
+            )
         if magic == FILE_MAGIC:
             yield from _documents(_file_batches(mapped, fields, path), path, source, fields)
         else:
@@ -40,7 +42,7 @@ def read_arrow(path: Path, source: str, fields: Fields) -> Iterator[Document]:
 
 
 def dataset_files(directory: Path) -> list[Path] | None:
-    """The Arrow files of a Hugging Face `save_to_disk` directory, in order, or None when it is not one.
+    """The Arrow files of a Hugging Face `save_to_disk` directory in order; None if it is not one.
 
     Raises:
         CorpusError: its state is damaged or a file that it names is missing.
@@ -103,7 +105,8 @@ def _columns(schema: pa.Schema, fields: Fields, path: Path) -> list[str]:
     if fields.text not in schema.names:
         raise CorpusError(
             f"{path}: there is no column {fields.text!r}; the columns are "
-            f"{', '.join(schema.names) or 'none'}. Give the one that holds the text as text_field (--text-field)."
+            f"{', '.join(schema.names) or 'none'}. Give the one that holds the text as text_field "
+            "(--text-field)."
         )
     return [name for name in dict.fromkeys((fields.text, fields.title)) if name in schema.names]
 

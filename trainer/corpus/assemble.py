@@ -45,9 +45,14 @@ class Joined:
 
 
 def plan(
-    kind: str, done: Sequence[ChunkDone], chunks: Path, out: Path, rows_per_file: int, meta: SegmentMeta
+    kind: str,
+    done: Sequence[ChunkDone],
+    chunks: Path,
+    out: Path,
+    rows_per_file: int,
+    meta: SegmentMeta,
 ) -> list[JoinTask]:
-    """Deal chunks to files of at least `rows_per_file` rows, the last one excepted; at least one file.
+    """Deal chunks to files of at least `rows_per_file` rows, but for the last; never to none.
 
     Args:
         kind: "entries", "sequences" or "heldout".
@@ -61,7 +66,7 @@ def plan(
             groups.append([])
             rows = 0
         groups[-1].append(place)
-        rows += int(chunk.to_json()[kind])
+        rows += int(getattr(chunk, kind))  # the kinds are named as the counts
     return [
         JoinTask(
             kind=kind,

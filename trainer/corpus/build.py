@@ -1,7 +1,8 @@
 """Build a corpus: text to training sequences and a memory of entries.
 
-A straight line: find the files → the tokenizer → chunks of documents, encoded in parallel and journalled
-→ joined to the finished files → the memory's first commit → corpus.json, whose presence means complete.
+A straight line: find the files → the tokenizer → chunks of documents, encoded in parallel and
+journalled → joined to the finished files → the memory's first commit → corpus.json, whose presence
+means complete.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from trainer.corpus.documents import Document, Fields
 from trainer.corpus.encode import ChunkDone, ChunkTask, TokenizerFacts, encode_chunk
 from trainer.corpus.errors import CorpusError
 from trainer.corpus.finish import finish, no_documents
-from trainer.corpus.info import CorpusInfo, load_corpus_info, read_manifest
+from trainer.corpus.info import LOCK, CorpusInfo, load_corpus_info, read_manifest
 from trainer.corpus.marks import difference, mark_files
 from trainer.corpus.pool import default_workers, run_tasks
 from trainer.corpus.progress import BuildProgress, Report
@@ -23,7 +24,7 @@ from trainer.corpus.settings import BuildSettings
 from trainer.corpus.sources import Source, find_sources
 from trainer.corpus.tokenizer import load_tokenizer, tokenizer_fingerprint
 from trainer.corpus.wordpiece import survey, train_wordpiece, wanted_size
-from trainer.corpus.workspace import LOCK, Workspace, locked, remove
+from trainer.corpus.workspace import Workspace, locked, remove
 
 CHUNK_CHARACTERS = 4_000_000  # a chunk ends here too, so that long documents do not fill memory
 
@@ -95,8 +96,8 @@ def build_corpus(
             return build.run(overwrite=overwrite)
         except OSError as error:
             raise CorpusError(
-                f"cannot write the corpus {out} ({error}); make room or correct the permissions, then "
-                "run the same command again: finished chunks are kept"
+                f"cannot write the corpus {out} ({error}); make room or correct the permissions, "
+                "then run the same command again: finished chunks are kept"
             ) from error
 
 
@@ -118,6 +119,7 @@ class _Build:
         self.workers = workers
         self.report = report
         self.space = Workspace(out)
+        self.total: int | None = None  # documents, when they were counted
         self.fields = Fields(text=settings.text_field, title=settings.title_field)
 
     def run(self, *, overwrite: bool) -> CorpusInfo:
@@ -168,8 +170,8 @@ class _Build:
         found = sorted(path.name for path in self.out.iterdir() if path.name != LOCK)
         if found:
             raise CorpusError(
-                f"{self.out} is not empty and holds no corpus (it has {', '.join(found[:3])}); choose a "
-                "new directory"
+                f"{self.out} is not empty and holds no corpus (it has {', '.join(found[:3])}); "
+                "choose a new directory"
             )
 
     def _refuse_change(self, change: str, *, finished: bool) -> None:
@@ -177,9 +179,9 @@ class _Build:
             self.space.clear()  # an attempt that came to nothing, a wrong field name say
             return
         raise CorpusError(
-            f"{self.out} holds a corpus that was {'built' if finished else 'begun'} from something else: "
-            f"{change}. Choose another output directory, give the same arguments and files, or start "
-            "anew with overwrite (--overwrite)"
+            f"{self.out} holds a corpus that was {'built' if finished else 'begun'} from "
+            f"something else: {change}. Choose another output directory, give the same arguments "
+            "and files, or start anew with overwrite (--overwrite)"
         )
 
     def _train(self, size: int) -> Any:
@@ -189,6 +191,7 @@ class _Build:
         found = survey(self._documents(), counted)
         if not found.documents:
             raise no_documents(self.sources)
+        self.total = found.documents
 
         def trained(done: int) -> None:
             self.report(BuildProgress(stage="tokenizer", done=done, total=found.documents))
@@ -202,9 +205,7 @@ class _Build:
         temporary.rename(self.space.tokenizer)
 
     def _documents(self) -> Iterator[Document]:
-        every = (
-            document for source in self.sources for document in source.documents(self.fields)
-        )
+        every = (document for source in self.sources for document in source.documents(self.fields))
         return islice(every, self.settings.limit_documents)
 
     def _encode(self, facts: TokenizerFacts) -> list[ChunkDone]:
@@ -221,7 +222,11 @@ class _Build:
             sequences += chunk.sequences
             self.report(
                 BuildProgress(
-                    stage="encoding", done=documents, entries=entries, sequences=sequences
+                    stage="encoding",
+                    done=documents,
+                    total=self.total,
+                    entries=entries,
+                    sequences=sequences,
                 )
             )
 

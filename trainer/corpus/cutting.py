@@ -1,7 +1,7 @@
 """Where a document is cut: spans of consecutive tokens, as pure functions.
 
-Spans cover the document without overlap. None begins inside a word, unless the word alone is longer than
-a whole span.
+Spans cover the document without overlap. None begins inside a word, unless the word alone is
+longer than a whole span.
 """
 
 import numpy as np

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from trainer.corpus.errors import CorpusError
 
 MAX_DOCUMENT_CHARACTERS = 16_000_000
-"""One document is tokenised in one piece (about 100 bytes per character), so its size is bounded."""
+"""A document is tokenised in one piece (some 100 bytes per character), so its size is bounded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -151,6 +151,7 @@ def encode_chunk(task: ChunkTask) -> ChunkDone:
     final = chunk_directory(Path(task.directory), task.index)
     temporary = final.with_name(f".tmp-{final.name}-{os.getpid()}")
     try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same number
         temporary.mkdir()
         entries.write(temporary / f"{ENTRIES}.arrow", settings.entry_tokens, dtype)
         train.write(temporary / f"{TRAIN}.arrow", settings.sequence_length, dtype)
@@ -215,9 +216,9 @@ def _cut_sequences(
 def _encode(text: str, document: Document, facts: TokenizerFacts) -> Encoding:
     try:
         encoding = _backend(facts.file, facts.fingerprint).encode(text, add_special_tokens=False)
-    except Exception as error:  # the library raises bare Exception, for an [UNK] that is missing say
+    except Exception as error:  # the library raises nothing narrower
         raise CorpusError(
-            f"{document.place}: the tokenizer fails on this document ({error}); use another tokenizer"
+            f"{document.place}: the tokenizer fails on this document ({error}); use another one"
         ) from error
     return encoding
 

@@ -1,4 +1,4 @@
-"""Finished chunks to a finished corpus: files joined, the memory committed, corpus.json written last."""
+"""Finished chunks to a finished corpus: files joined, memory committed, corpus.json at the end."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def finish(
     workers: int,
     report: Report,
 ) -> None:
-    """Make the corpus of all chunks. Begun anew when it was interrupted; the chunks are kept till the end.
+    """Make the corpus of all chunks, which are kept till the end: interrupted, it begins anew.
 
     Raises:
         CorpusError: there is nothing to train on.
@@ -99,9 +99,10 @@ def _refuse_empty(
         raise no_documents(sources)
     if not totals["sequences"]:
         raise CorpusError(
-            f"no training sequence: of {totals['documents']} documents {totals['heldout_documents']} "
-            f"are held out, and the others have fewer than {settings.minimum_sequence_tokens} tokens; "
-            "give more text, or lower heldout_fraction or minimum_sequence_tokens"
+            f"no training sequence: of {totals['documents']} documents "
+            f"{totals['heldout_documents']} are held out, and the others have fewer than "
+            f"{settings.minimum_sequence_tokens} tokens; give more text, or lower "
+            "heldout_fraction or minimum_sequence_tokens"
         )
 
 

@@ -11,6 +11,7 @@ from trainer.corpus.errors import CorpusError
 CORPUS_FORMAT = "pluglm-corpus-1"
 MANIFEST = "corpus.json"
 BUILD_DIRECTORY = ".build"
+LOCK = ".build.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class SourceCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusInfo:
-    """A finished corpus. Counts are rows; `tokens` are those of the documents, without special ones.
+    """A finished corpus. Counts are of rows; `tokens` of the documents', without special ones.
 
     Attributes:
         path: the corpus directory.
@@ -73,7 +74,7 @@ class CorpusInfo:
 
     @property
     def token_counts_path(self) -> Path:
-        """int64 [V], how often each token occurs in the training sequences; 0 for special tokens."""
+        """int64 [V], occurrences of each token in the training sequences; 0 for special ones."""
         return self.path / "token_counts.npy"
 
 
@@ -122,7 +123,9 @@ def load_corpus_info(path: str | Path) -> CorpusInfo:
         if not part.exists():
             raise CorpusError(_damaged(path, f"{part.name} is missing"))
     if info.sequences == 0:
-        raise CorpusError(f"the corpus {path} holds no training sequences; build one from more text")
+        raise CorpusError(
+            f"the corpus {path} holds no training sequences; build one from more text"
+        )
     return info
 
 
@@ -141,10 +144,12 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     found = raw.get("format") if isinstance(raw, dict) else None
     if found != CORPUS_FORMAT:
         raise CorpusError(
-            f"{path / MANIFEST} is of the format {found!r}, this version reads {CORPUS_FORMAT!r}; build "
-            "the corpus again into another directory"
+            f"{path / MANIFEST} is of the format {found!r}, this version reads "
+            f"{CORPUS_FORMAT!r}; build the corpus again into another directory"
         )
     assert isinstance(raw, dict)
+    if not isinstance(raw.get("arguments"), dict) or not isinstance(raw.get("files"), list):
+        raise CorpusError(_damaged(path, f"{MANIFEST} does not say what it was built from"))
     return raw
 
 
@@ -156,10 +161,10 @@ def _why_none(path: Path) -> str:
         return f"{path} is a file; a corpus is a directory that `pluglm corpus build` makes"
     if (path / BUILD_DIRECTORY).exists():
         return (
-            f"the corpus {path} is half-built: run the same `pluglm corpus build` again, and it goes on "
-            "where it was interrupted"
+            f"the corpus {path} is half-built: run the same `pluglm corpus build` again, and it "
+            "goes on where it was interrupted"
         )
-    if not any(path.iterdir()):
+    if all(child.name == LOCK for child in path.iterdir()):
         return f"the directory {path} is empty; {build}"
     return f"{path} is no corpus (it has no {MANIFEST}); {build}"
 

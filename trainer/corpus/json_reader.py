@@ -1,7 +1,7 @@
 """A reader of JSON files: an array of rows or an object of title to text, parsed piece by piece.
 
-Only one value is in memory at a time, so a file may be larger than memory. A .json file whose lines are
-each an object is read as JSON Lines, as many data sets name them so.
+Only one value is in memory at a time, so a file may be larger than memory. A .json file whose
+lines are each an object is read as JSON Lines, as many data sets name them so.
 """
 
 import codecs
@@ -36,8 +36,8 @@ def read_json(path: Path, source: str, fields: Fields) -> Iterator[Document]:
         return
     if opening not in "[{":
         raise CorpusError(
-            f"{path}: begins with {opening!r}; a JSON file must be an array of rows or an object of "
-            "title to text (JSON Lines: name it .jsonl)"
+            f"{path}: begins with {opening!r}; a JSON file must be an array of rows or an object "
+            "of title to text (JSON Lines: name it .jsonl)"
         )
     closing = "]" if opening == "[" else "}"
     row = 0
@@ -52,7 +52,13 @@ def read_json(path: Path, source: str, fields: Fields) -> Iterator[Document]:
             if not isinstance(key, str) or cursor.next_character() != ":":
                 raise CorpusError(f"{place}: not JSON (a title and a colon were expected)")
             title = key
-        yield _document(cursor.value(place), title, fields, source, place)
+        value = cursor.value(place)
+        if opening == "{" and title == fields.text and isinstance(value, str):
+            raise CorpusError(
+                f"{path}: a single object with a field {fields.text!r} could be one row or titles; "
+                "put rows into an array, or name the file .jsonl"
+            )
+        yield _document(value, title, fields, source, place)
         following = cursor.next_character()
         if following == ",":
             following = cursor.next_character()
@@ -60,20 +66,23 @@ def read_json(path: Path, source: str, fields: Fields) -> Iterator[Document]:
                 raise CorpusError(f"{place}: not JSON (a comma before {closing!r})")
         elif following != closing:
             raise CorpusError(
-                f"{place}: not JSON ({following or 'the end of the file'!r} where ',' or {closing!r} "
-                "was expected); the file is damaged or cut short"
+                f"{place}: not JSON ({following or 'the end of the file'!r} where ',' or "
+                f"{closing!r} was expected); the file is damaged or cut short"
             )
     if (rest := cursor.next_character()) != "":
-        raise CorpusError(f"{path}: {rest!r} follows the end of the JSON; JSON Lines: name it .jsonl")
+        raise CorpusError(
+            f"{path}: {rest!r} follows the end of the JSON; JSON Lines: name it .jsonl"
+        )
 
 
 def _document(value: object, title: str, fields: Fields, source: str, place: str) -> Document:
-    if isinstance(value, str):
-        return checked_document(text=value, title=title, source=source, place=place)
+    if value is None or isinstance(value, str):
+        return checked_document(text=value or "", title=title, source=source, place=place)
     if isinstance(value, dict):
         return document_from_row(value, fields, source=source, place=place, title=title)
     raise CorpusError(
-        f"{place}: holds {type(value).__name__}; a text or an object with a field {fields.text!r} is needed"
+        f"{place}: holds {type(value).__name__}; a text or an object with a field {fields.text!r} "
+        "is needed"
     )
 
 

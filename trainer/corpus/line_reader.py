@@ -17,7 +17,7 @@ MAX_LINE_BYTES = 4 * MAX_DOCUMENT_CHARACTERS
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """Open a file, through gzip when its name ends in .gz; unreadable or damaged is a CorpusError."""
+    """Open a file, through gzip if its name ends in .gz; unreadable or damaged is a CorpusError."""
     try:
         if path.suffix == ".gz":
             with gzip.open(path, "rb") as packed:
@@ -31,7 +31,8 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
         ) from error
     except OSError as error:
         raise CorpusError(
-            f"{path} cannot be read ({error.strerror or error}); check that it exists and its permissions"
+            f"{path} cannot be read ({error.strerror or error}); check that it exists and its "
+            "permissions"
         ) from error
 
 
@@ -46,8 +47,9 @@ def decode(data: bytes, path: Path, line: int) -> str:
     except UnicodeDecodeError as error:
         wide = " It begins like UTF-16." if line == 1 and data[:2] in UTF16_MARKS else ""
         raise CorpusError(
-            f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x} at {error.start}).{wide} "
-            "Convert the file, for example: iconv -f LATIN1 -t UTF-8 FILE > NEW"
+            f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x} at "
+            f"{error.start}).{wide} Convert the file, for example: "
+            "iconv -f LATIN1 -t UTF-8 FILE > NEW"
         ) from error
 
 

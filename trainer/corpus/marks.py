@@ -47,7 +47,7 @@ def mark_files(
 
 
 def difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Say in one clause what two requests disagree on, or None when they ask for the same corpus."""
+    """Say in one clause what two requests disagree on; None when they ask for the same corpus."""
     for name in sorted({*earlier["arguments"], *now["arguments"]}):
         before, after = earlier["arguments"].get(name), now["arguments"].get(name)
         if before != after:

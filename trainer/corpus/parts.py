@@ -1,4 +1,4 @@
-"""Arrow files of token rows with one record batch each, written whole and mapped without copying."""
+"""Arrow files of token rows, one record batch each, written whole and mapped without copying."""
 
 import os
 from collections.abc import Mapping

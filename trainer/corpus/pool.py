@@ -40,7 +40,7 @@ def run_tasks(
         for task in tasks:
             yield work(task)
         return
-    # Not forked: this process may run threads (tokenizers, Ray), whose locks a fork would copy held.
+    # Not forked: threads of this process (tokenizers, Ray) may hold locks, which a fork would copy.
     executor = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_process
     )
@@ -56,8 +56,8 @@ def run_tasks(
             yield from (future.result() for future in finished)
     except BrokenProcessPool as error:
         raise CorpusError(
-            "a process of the build died (killed, or out of memory); run the same command again, with "
-            "fewer workers if memory is short: finished chunks are kept"
+            "a process of the build died (killed, or out of memory); run the same command again, "
+            "with fewer workers if memory is short: finished chunks are kept"
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

@@ -59,8 +59,10 @@ class BuildSettings:
         if self.minimum_sequence_tokens > self.sequence_length - EDGE_TOKENS:
             raise CorpusError(
                 f"minimum_sequence_tokens={self.minimum_sequence_tokens} exceeds the "
-                f"{self.sequence_length - EDGE_TOKENS} tokens of text that fit in a sequence; lower it "
-                "or raise sequence_length"
+                f"{self.sequence_length - EDGE_TOKENS} tokens of text that fit in a sequence; "
+                "lower it or raise sequence_length"
             )
         if self.limit_documents is not None and self.limit_documents < 1:
-            raise CorpusError(f"limit_documents={self.limit_documents}; give 1 or more, or leave it out")
+            raise CorpusError(
+                f"limit_documents={self.limit_documents}; give 1 or more, or leave it out"
+            )

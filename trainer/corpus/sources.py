@@ -1,7 +1,7 @@
 """From the paths that a user gives to an ordered stream of documents.
 
-A document's id is its source's base plus its ordinal in the source, so that corpora built apart can be
-plugged into one memory. The base comes from the source's name, not from where it lies.
+A document's id is its source's base plus its ordinal in the source, so that corpora built apart
+can be plugged into one memory. The base comes from the source's name, not from where it lies.
 """
 
 import hashlib
@@ -37,9 +37,10 @@ READERS: dict[str, Reader] = {
 }
 PACKED = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 FORMATS_HELP = (
-    "text (.txt: blank lines part documents), JSON Lines (.jsonl, .ndjson), JSON (.json: an array of rows, "
-    "or an object of title to text or row), CSV and TSV with a header, each of these also as .gz; Parquet; "
-    "Arrow IPC and Feather; a Hugging Face save_to_disk directory; or a directory of these"
+    "text (.txt: blank lines part documents), JSON Lines (.jsonl, .ndjson), JSON (.json: an "
+    "array of rows, or an object of title to text or row), CSV and TSV with a header, each of "
+    "these also as .gz; Parquet; Arrow IPC and Feather; a Hugging Face save_to_disk directory; or "
+    "a directory of these"
 )
 
 
@@ -85,7 +86,7 @@ def find_sources(paths: Sequence[str | Path]) -> tuple[Source, ...]:
         Sources by ascending base, so that document ids never fall along the corpus.
 
     Raises:
-        CorpusError: none given, one given twice, missing, of an unknown kind, or an empty directory.
+        CorpusError: none given, one given twice, missing, of an unknown kind, or without files.
     """
     if not paths:
         raise CorpusError(f"no source given; give one or more of: {FORMATS_HELP}")
@@ -152,7 +153,7 @@ def _files(path: Path, name: str) -> tuple[SourceFile, ...]:
 
 
 def _walk(directory: Path) -> Iterator[Path]:
-    """Files with a reader, by name; a saved dataset's in its own order. Hidden ones are passed over."""
+    """Files with a reader, by name; a saved dataset's in its own order. None that is hidden."""
     saved = dataset_files(directory)
     if saved is not None:
         yield from saved

@@ -1,4 +1,4 @@
-"""Which documents are held out: a hash of the text decides, so that copies fall on the same side."""
+"""Which documents are held out: a hash of the text decides, so that copies share a side."""
 
 import hashlib
 

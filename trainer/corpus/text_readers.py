@@ -63,13 +63,16 @@ def read_json_lines(path: Path, source: str, fields: Fields) -> Iterator[Documen
 def read_csv(path: Path, source: str, fields: Fields) -> Iterator[Document]:
     """Yield one document per row under a header row; tabs part the columns of a .tsv file."""
     delimiter = "\t" if ".tsv" in path.suffixes else ","
-    usual_limit = csv.field_size_limit(MAX_DOCUMENT_CHARACTERS)  # global to the process, so put back
+    # The limit is global to the process, so it is put back.
+    usual_limit = csv.field_size_limit(MAX_DOCUMENT_CHARACTERS)
     try:
         lines = (line for _, line in read_lines(path))
         rows = csv.reader(lines, delimiter=delimiter, strict=True)
         header = next(rows, None)
         if header is None:
             return
+        if header.count(fields.text) > 1:
+            raise CorpusError(f"{path}: several columns are named {fields.text!r}; rename one")
         while True:
             place = f"{path}, line {rows.line_num + 1}"
             try:

@@ -1,8 +1,8 @@
 """Tokenizers: load one, and tell two apart.
 
-A corpus needs a fast tokenizer (one of the `tokenizers` library), because entries keep the exact text
-between their tokens' offsets. `transformers` is imported when a tokenizer is loaded, not before: the
-processes that encode do without it.
+A corpus needs a fast tokenizer (one of the `tokenizers` library), because entries keep the exact
+text between their tokens' offsets. `transformers` is imported when a tokenizer is loaded, not
+before: the processes that encode do without it.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ def load_tokenizer(name_or_path: str | Path) -> "PreTrainedTokenizerBase":
     """Load a fast tokenizer with [PAD], [UNK], [CLS], [SEP] and [MASK], or tokens in their roles.
 
     Args:
-        name_or_path: a directory with tokenizer.json or vocab.txt, or a name on the Hugging Face hub.
+        name_or_path: a directory with tokenizer.json or vocab.txt, or a Hugging Face name.
 
     Raises:
         CorpusError: it cannot be loaded, is not a fast one, or lacks a special token.
@@ -39,14 +39,14 @@ def load_tokenizer(name_or_path: str | Path) -> "PreTrainedTokenizerBase":
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CorpusError(
-            f"transformers cannot load a tokenizer from {name!r} ({reason[0]}). Give a directory with "
-            "tokenizer.json, a model's name that this machine can fetch or has cached, or train:SIZE "
-            "to train one on the corpus."
+            f"transformers cannot load a tokenizer from {name!r} ({reason[0]}). Give a directory "
+            "with tokenizer.json, a model's name that this machine can fetch or has cached, or "
+            "train:SIZE to train one on the corpus."
         ) from error
     if not tokenizer.is_fast:
         raise CorpusError(
-            f"the tokenizer {name!r} is not a fast one (it has no tokenizer.json), so text cannot be "
-            "cut by its offsets; convert it, or use train:SIZE"
+            f"the tokenizer {name!r} is not a fast one (it has no tokenizer.json), so text "
+            "cannot be cut by its offsets; convert it, or use train:SIZE"
         )
     missing = [role for role in SPECIAL_ROLES if getattr(tokenizer, f"{role}_token_id") is None]
     if missing:
@@ -61,7 +61,7 @@ def load_tokenizer(name_or_path: str | Path) -> "PreTrainedTokenizerBase":
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Hash what decides which ids a text gets: vocabulary, added tokens, normaliser, word splitting.
+    """Hash what decides a text's ids: vocabulary, added tokens, normaliser, word splitting.
 
     Padding, truncation and the template of special tokens do not count; saving and loading again
     changes nothing.
@@ -78,7 +78,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "to_str"):
         raise CorpusError(
-            f"{type(tokenizer).__name__} is no fast tokenizer; load one with AutoTokenizer.from_pretrained"
+            f"{type(tokenizer).__name__} is no fast tokenizer; load one with "
+            "AutoTokenizer.from_pretrained"
         )
     whole = json.loads(backend.to_str())
     parts = {name: whole.get(name) for name in FINGERPRINTED}

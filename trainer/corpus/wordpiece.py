@@ -1,8 +1,8 @@
 """Train a WordPiece tokenizer on a corpus (`train:SIZE`), the same one every time.
 
-The `tokenizers` trainer numbers the pieces of one character in the order of a hash table, which differs
-from run to run and then decides ties between merges. So the alphabet is chosen here, and handed over as
-tokens with given numbers.
+The `tokenizers` trainer numbers the pieces of one character in the order of a hash table, which
+differs from run to run and then decides ties between merges. So the alphabet is chosen here, and
+handed over as tokens with given numbers.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,8 +51,8 @@ def wanted_size(tokenizer: str) -> int | None:
     size = int(digits) if digits.isascii() and digits.isdigit() else 0
     if not SMALLEST <= size <= LARGEST:
         raise CorpusError(
-            f"the tokenizer {tokenizer!r} is not understood; train:SIZE takes a vocabulary size from "
-            f"{SMALLEST} to {LARGEST}, for example train:8192"
+            f"the tokenizer {tokenizer!r} is not understood; train:SIZE takes a vocabulary size "
+            f"from {SMALLEST} to {LARGEST}, for example train:8192"
         )
     return size
 
@@ -136,7 +136,7 @@ def _sample(
 def _alphabet(
     counts: NDArray[np.int64], normalizer: normalizers.Normalizer, limit: int
 ) -> list[str]:
-    """The most frequent characters after normalisation, by code point. Ties: the lower one first."""
+    """The most frequent characters after normalisation, in order. Ties: the lower code point."""
     totals: dict[str, int] = {}
     for point in np.flatnonzero(counts):
         for letter in normalizer.normalize_str(chr(point)):

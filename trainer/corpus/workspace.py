@@ -1,7 +1,8 @@
 """The directory of a build under way: its lock, its request and the journal of finished chunks.
 
-Everything lies in OUT/.build until the corpus is whole. The journal has one line per finished chunk,
-written after the chunk's parts are in place, so a build that is killed loses only chunks under way.
+Everything lies in OUT/.build until the corpus is whole. The journal has one line per finished
+chunk, written after the chunk's parts are in place, so a build that is killed loses only chunks
+under way.
 """
 
 import errno
@@ -16,10 +17,9 @@ from typing import Any
 
 from trainer.corpus.encode import ChunkDone, chunk_directory
 from trainer.corpus.errors import CorpusError
-from trainer.corpus.info import BUILD_DIRECTORY, MANIFEST
+from trainer.corpus.info import BUILD_DIRECTORY, LOCK, MANIFEST
 
 FINISHED_NAMES = ("sequences", "heldout", "memory", "tokenizer", "token_counts.npy")
-LOCK = ".build.lock"
 
 
 class Workspace:
@@ -77,7 +77,8 @@ class Workspace:
 
     def clear(self) -> None:
         """Remove a corpus and the traces of a build, and nothing else that lies there."""
-        (self.out / MANIFEST).unlink(missing_ok=True)  # first: without it nothing counts as finished
+        # The manifest first: without it nothing counts as finished.
+        (self.out / MANIFEST).unlink(missing_ok=True)
         for path in (*(self.out / name for name in FINISHED_NAMES), self.root):
             remove(path)
 
