@@ -112,7 +112,8 @@ class KnowledgeAttention(nn.Module):
 
 def split_heads(x_BTH: Tensor, heads: int) -> Tensor:
     """[B,T,A·d] -> [B,A,T,d]."""
-    return x_BTH.unflatten(-1, (heads, -1)).transpose(1, 2)
+    split: Tensor = x_BTH.unflatten(-1, (heads, -1))
+    return split.transpose(1, 2)
 
 
 def merge_heads(x_BATd: Tensor) -> Tensor:

@@ -29,14 +29,16 @@ class PlugLMConfig(PreTrainedConfig):
         key_size: Q, width of the keys and of the queries.
         memory_ffn_size: width of the small FFN beside the memory; 0 leaves it out.
         memory_attention: `multi_head`, `single_head` or `sentence_level`.
-        value_pooling: an entry's value is its key's pooled vector (`shared`), a vector from a pooler of
-            its own (`separate`), or one vector per token of the entry (`tokens`).
+        value_pooling: an entry's value is its key's pooled vector (`shared`), a vector from a
+            pooler of its own (`separate`), or one vector per token of the entry (`tokens`).
         query_norm: what normalises the query: `batch`, `layer` or `none`.
-        memory_init: `normal` draws every matrix from N(0, initializer_range); `copy` starts the knowledge
-            attention's and the value's square matrices at the identity, so that the untrained memory
-            layer already passes on the entry token most like the position that asks.
-        memory_beta_init: start of β, the weight of the query-key cosine in the knowledge attention. Larger
-            values let the best entry outweigh the others before the attention has learned anything.
+        memory_init: `normal` draws every matrix from N(0, initializer_range); `copy` starts the
+            knowledge attention's and the value's square matrices at the identity, so that the
+            untrained memory layer already passes on the entry token most like the position that
+            asks.
+        memory_beta_init: start of β, the weight of the query-key cosine in the knowledge attention.
+            Larger values let the best entry outweigh the others before the attention has learned
+            anything.
         legacy: reproduce the published checkpoints' quirks (heads reshaped without a transpose,
             decoder not tied to the word embedding, ignored label -1).
     """
@@ -69,7 +71,7 @@ class PlugLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.legacy:
             self.tie_word_embeddings = False
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         self._check()
 
     def _check(self) -> None:
@@ -95,8 +97,9 @@ class PlugLMConfig(PreTrainedConfig):
             raise ValueError(f"memory_ffn_size is {self.memory_ffn_size}; 0 leaves the FFN out")
         if self.value_pooling == "tokens" and self.memory_attention == "sentence_level":
             raise ValueError(
-                "value_pooling 'tokens' gives one value per token, but sentence_level attention weighs "
-                "whole entries; use multi_head or single_head, or value_pooling 'shared' or 'separate'"
+                "value_pooling 'tokens' gives one value per token, but sentence_level attention "
+                "weighs whole entries; use multi_head or single_head, or value_pooling 'shared' or "
+                "'separate'"
             )
         if self.legacy and self.value_pooling != "shared":
             raise ValueError(

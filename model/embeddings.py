@@ -36,8 +36,8 @@ class Embeddings(nn.Module):
         longest = self.position_embeddings.num_embeddings
         if length > longest:
             raise ValueError(
-                f"{length} tokens in a row, but the model has {longest} positions; shorten the text or "
-                "build a model with a larger max_position_embeddings"
+                f"{length} tokens in a row, but the model has {longest} positions; shorten the "
+                "text or build a model with a larger max_position_embeddings"
             )
         positions_T = torch.arange(length, device=ids.device)
         if token_type_ids is None:

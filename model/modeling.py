@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.initialization import constant_, eye_, ones_, zeros_
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from model.attention import CopyLinear, KnowledgeAttention
 from model.config import PlugLMConfig
@@ -24,7 +23,12 @@ from model.retrieval import LayerRetrieval, Lookup
 
 @dataclass
 class PlugLMOutput(ModelOutput):
-    """Output of `PlugLMModel`: last_hidden_state [B,T,H] (or [B,P,H]) and one report per memory layer."""
+    """Output of `PlugLMModel`.
+
+    Attributes:
+        last_hidden_state: [B,T,H], or [B,P,H] when only some positions were asked for.
+        retrievals: one report per memory layer.
+    """
 
     last_hidden_state: Tensor | None = None
     retrievals: tuple[LayerRetrieval, ...] | None = None
@@ -59,7 +63,7 @@ class PlugLMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, QueryBatchNorm):
             ones_(module.weight)
             zeros_(module.bias)
@@ -87,12 +91,16 @@ class PlugLMModel(PlugLMPreTrainedModel):
         )
         if config.num_memory_layers:
             self.entry_encoder = EntryEncoder(config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        if not isinstance(value, nn.Embedding):
+            raise TypeError(
+                f"the word embeddings must be an nn.Embedding, not {type(value).__name__}"
+            )
         self.embeddings.word_embeddings = value
 
     def forward(
@@ -113,8 +121,8 @@ class PlugLMModel(PlugLMPreTrainedModel):
             token_type_ids: int64 [B,T]; None means type 0.
             lookup: the memory, asked once per memory layer with queries [B,Q]; None runs the plain
                 encoder, whose memory term is absent.
-            positions_BP: positions whose last hidden state is wanted; only these are computed in the
-                last layer when that is a memory layer.
+            positions_BP: positions whose last hidden state is wanted; only these are computed in
+                the last layer when that is a memory layer.
             output_attention: report the knowledge attention.
 
         Raises:
@@ -148,7 +156,7 @@ class PlugLMModel(PlugLMPreTrainedModel):
 
 
 class MaskedLMHead(nn.Module):
-    """`LN(gelu(dense(x)))·Dᵀ + bias`; D is the word embedding, passed in, or a matrix of its own."""
+    """`LN(gelu(dense(x)))·Dᵀ + bias`; D is the word embedding or, in legacy, its own matrix."""
 
     def __init__(self, config: PlugLMConfig) -> None:
         super().__init__()
@@ -167,7 +175,7 @@ class MaskedLMHead(nn.Module):
 class PlugLMForMaskedLM(PlugLMPreTrainedModel):
     """PlugLM with its pre-training head."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {
+    _tied_weights_keys: dict[str, str] = {  # noqa: RUF012 (the base class declares it this way)
         "head.decoder.weight": "pluglm.embeddings.word_embeddings.weight"
     }
 
@@ -175,7 +183,7 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
         super().__init__(config)
         self.pluglm = PlugLMModel(config)
         self.head = MaskedLMHead(config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def get_output_embeddings(self) -> nn.Module:
         return self.head.decoder
@@ -202,7 +210,8 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
         """Predict masked tokens, with a memory or without.
 
         Args:
-            input_ids, attention_mask, token_type_ids, lookup, output_attention: as in `PlugLMModel`.
+            input_ids, attention_mask, token_type_ids, lookup, output_attention: as in
+                `PlugLMModel`.
             labels: int64 [B,T], -100 where nothing is to be predicted (legacy: -1).
             positive_tokens: int64 [B,S], an entry of each sequence's own document; asks for the
                 retrieval warm-up loss, and needs positive_ids [B] and doc_ids [B].
@@ -219,8 +228,9 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
             raise ValueError("positive_tokens needs positive_ids and doc_ids beside it")
         if positive_tokens is not None and (lookup is None or not self.config.num_memory_layers):
             raise ValueError(
-                "positive_tokens asks for the retrieval loss, which needs a lookup and at least one "
-                f"memory layer; lookup is {lookup}, num_memory_layers {self.config.num_memory_layers}"
+                "positive_tokens asks for the retrieval loss, which needs a lookup and at least "
+                f"one memory layer; lookup is {lookup}, num_memory_layers "
+                f"{self.config.num_memory_layers}"
             )
         positions_BP = wanted_BP = None
         if labels is not None:

@@ -14,8 +14,9 @@ MOMENTUM = 0.1
 class QueryBatchNorm(nn.Module):
     """BatchNorm1d over [B,Q], in float32, on CPU and GPU alike.
 
-    `reduce_sum` is how the trainer makes the statistics those of all ranks: a differentiable sum over
-    ranks. Without one the statistics are the local batch's. (`torch.nn.SyncBatchNorm` refuses CPU.)
+    `reduce_sum` is how the trainer makes the statistics those of all ranks: a differentiable sum
+    over ranks. Without one the statistics are the local batch's. (`torch.nn.SyncBatchNorm` refuses
+    CPU.)
     """
 
     running_mean: Tensor

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class RetrievedEntries(Protocol):
-    """The part of a memory's answer that a memory layer reads (B queries, K entries, S tokens each)."""
+    """The part of a memory's answer that a memory layer reads: K entries of S tokens per query."""
 
     @property
     def ids(self) -> Tensor:
