@@ -104,3 +104,27 @@ def test_it_refuses_to_be_asked_for_without_what_it_needs() -> None:
                 positive_ids=ids,
                 doc_ids=document_of(ids),
             )
+
+
+def test_the_denominator_is_the_trainers_where_it_gives_one() -> None:
+    world = make_world()
+    batch = world.inputs | {"labels": world.labels}
+    whole = world.model(**batch, lookup=world.memory.lookup).loss
+    parts = [
+        world.model(
+            **{name: value[rows] for name, value in batch.items()},
+            lookup=world.memory.lookup,
+            loss_denominator=6,
+        ).loss
+        # The second part holds one label, the first five, one sequence none at all.
+        for rows in (slice(0, 2), slice(2, 4))
+    ]
+    assert_close(parts[0] + parts[1], whole, 1e-12, "the sum of the parts")
+
+
+def test_a_temperature_divides_the_scores() -> None:
+    retrieval, positive = case()
+    ids, docs = torch.tensor([10, 21, 32, 43, 54]), torch.tensor([1, 2, 3, 4, 5])
+    given = retrieval_loss(retrieval, positive, ids, docs, 0.25)
+    wanted = cloze_loss(retrieval.query_BQ * 4, positive, ids, docs)
+    assert_close(given, wanted, 1e-12, "loss")

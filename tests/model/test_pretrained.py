@@ -102,10 +102,11 @@ def test_a_copying_memory_passes_on_the_token_that_is_asked_for() -> None:
     torch.testing.assert_close(memory[0], values[0, 0], rtol=1e-3, atol=1e-2)
 
 
-def test_statistics_and_betas_start_neutral() -> None:
-    model = PlugLMForMaskedLM(PlugLMConfig(**SIZES))
+def test_statistics_and_betas_start_where_the_config_says() -> None:
+    assert PlugLMConfig().memory_beta_init == 1.0
+    model = PlugLMForMaskedLM(PlugLMConfig(**SIZES, memory_beta_init=3.0))
     layer = model.pluglm.layers[2]
-    assert torch.equal(layer.knowledge_attention.beta, torch.ones(4))
+    assert torch.equal(layer.knowledge_attention.beta, torch.full((4,), 3.0))
     assert torch.equal(layer.query_norm.running_mean, torch.zeros(8))
     assert torch.equal(layer.query_norm.running_var, torch.ones(8))
     assert int(layer.query_norm.num_batches_tracked) == 0
