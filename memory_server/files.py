@@ -54,7 +54,7 @@ class Files:
                 self.sync(handle)
             self.rename(temporary, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            self.remove(temporary)
             raise
         self.sync_directory(path.parent)
 

@@ -85,7 +85,7 @@ class RayMemory:
         niceness a busy machine starves the shards.
 
         Args:
-            store_path: readable under this path by every node that gets a shard.
+            store_path: readable under this path by every node that gets an actor.
             name: by which other processes attach; unique in the cluster.
             cpus_per_shard: what each shard reserves in Ray; may be a fraction, or 0.
             threads_per_shard: torch threads of each shard.

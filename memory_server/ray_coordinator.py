@@ -19,6 +19,7 @@ from memory_server.errors import MemoryServerError, ShardLost, UnknownEpoch
 from memory_server.held_epoch import ShardStatus
 from memory_server.ray_names import NAMESPACE, PackedWeights, shard_name
 from memory_server.segments import SegmentMeta
+from memory_server.store import Store
 
 STATUS_TIMEOUT_S = 5.0
 SWITCH_TIMEOUT_S = 60.0
@@ -33,6 +34,7 @@ class Layout:
     shards: int
     index: str
     meta: SegmentMeta
+    store_path: str
 
 
 class Coordinator:
@@ -40,6 +42,7 @@ class Coordinator:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        self._store = Store.open(layout.store_path)
         self._book = EpochBook()
         self._weights: dict[int, Any] = {}
         self._began: dict[int, float] = {}
@@ -69,6 +72,8 @@ class Coordinator:
         The weights are put into the object store once, by this actor: what the trainer put there
         would go with the trainer, and a shard that restarts needs them.
         """
+        if content_version is not None:
+            self._store.manifest(content_version)
         reference = None if weights is None else ray.put(weights)
         with self._lock:
             plan = self._book.begin(

@@ -1,11 +1,12 @@
 """Ask every shard the same thing at once, and decide what a shard that does not answer means."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from memory_server.api import LostShardPolicy
 from memory_server.errors import MemoryServerError, ShardLost, ShardRestoring
@@ -57,6 +58,7 @@ def ask_shards(
             continue
         except RayTaskError as error:
             if not isinstance(error.cause, ShardRestoring):
+                _let_finish(list(pending))
                 raise original_error(error) from None
             reason = str(error.cause)
         except RayActorError as error:
@@ -73,6 +75,16 @@ def ask_shards(
     if missing and (policy == "wait" or not replies):
         raise ShardLost(_lost_message(memory, missing, policy, deadline_s))
     return [replies[shard] for shard in sorted(replies)], tuple(sorted(missing))
+
+
+def _let_finish(references: list[Any]) -> None:
+    """Take the other shards' replies to a refused request, which Ray would report as unhandled."""
+    ready, _ = (
+        ray.wait(references, num_returns=len(references), timeout=1.0) if references else ([], [])
+    )
+    for reference in ready:
+        with contextlib.suppress(RayError):
+            ray.get(reference)
 
 
 def original_error(error: RayTaskError) -> Exception:

@@ -77,12 +77,12 @@ def start_actors(
     version = store.head() if content_version is None else content_version
     store.manifest(version)
     _check_resources(shards, cpus, gpus)
-    layout = Layout(name=name, shards=shards, index=index, meta=store.meta)
+    layout = Layout(name=name, shards=shards, index=index, meta=store.meta, store_path=str(path))
     actors: list[Any] = []
     try:
         actors.append(_start_coordinator(layout))
         groups = {"search": SEARCHES_AT_ONCE, "control": CONTROL_THREADS}
-        host: Any = ray.remote(concurrency_groups=groups)(ShardHost)
+        host: Any = ray.remote(concurrency_groups=groups)(ShardHost)  # type: ignore[call-overload]
         for shard in range(shards):
             actors.append(
                 host.options(
