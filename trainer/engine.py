@@ -36,6 +36,8 @@ def start_process_group(device: str, *, rank: int, world_size: int, init_method:
         init_method: as in `torch.distributed.init_process_group`, e.g. ``tcp://127.0.0.1:29500``.
     """
     _deepspeed(device)
+    # DeepSpeed reads these; each trainer sees its own device as the first (Ray shows it no other).
+    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(world_size))
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(
         backend,

@@ -64,6 +64,9 @@ class ModelSettings:
         "Start of the weight that the likeness of query and key has in the memory attention; "
         "larger: the best entry outweighs the others from the first step on.",
     )
+    initializer_range: float = documented(
+        0.02, "Standard deviation of random weights; small models learn faster with more.", above=0
+    )
     init_from: str = documented(
         "", "Directory of a BERT-like checkpoint whose weights are the start; empty: random."
     )

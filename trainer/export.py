@@ -1,0 +1,42 @@
+"""Writing a trained model as `transformers` expects it, complete or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from model import PlugLMForMaskedLM
+
+MODEL = "model"
+
+
+def export_model(model: PlugLMForMaskedLM, tokenizer: Any, run_dir: Path) -> Path:
+    """Write `config.json`, `model.safetensors` and the tokenizer to ``run_dir/model``.
+
+    Written beside and renamed, so a reader finds the old model or the new one, never half of one.
+
+    Returns:
+        The model's directory.
+    """
+    final, temporary = run_dir / MODEL, run_dir / f".writing-{MODEL}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    if final.exists():
+        retired = run_dir / f".old-{MODEL}"
+        shutil.rmtree(retired, ignore_errors=True)
+        final.rename(retired)
+        temporary.rename(final)
+        shutil.rmtree(retired)
+    else:
+        temporary.rename(final)
+    return final
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON beside and rename it into place."""
+    temporary = path.with_name(f".writing-{path.name}")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+    temporary.replace(path)

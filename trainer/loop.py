@@ -1,0 +1,380 @@
+"""One trainer's run, from its first step to its last."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from memory_server.api import Memory, Retrieved
+from model import PlugLMConfig
+from trainer import checkpoint as checkpoints
+from trainer.build import build_model
+from trainer.checkpoint import CheckpointState
+from trainer.control import Control
+from trainer.corpus.tokenizer import load_tokenizer
+from trainer.data.cursor import Cursor
+from trainer.data.stream import TrainBatch
+from trainer.distributed import barrier, broadcast_integers, sum_over_ranks
+from trainer.engine import TrainingEngine, start_process_group, stop_process_group
+from trainer.errors import CheckpointError, TrainingError
+from trainer.evaluate import CONDITIONS, MaskedSum, evaluate_batch, right_entries
+from trainer.export import export_model
+from trainer.follower import MemoryFollower
+from trainer.meters import RunningMeans, StepTimer
+from trainer.metrics import MetricsWriter
+from trainer.settings import TrainSettings
+from trainer.task import Stream, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """Everything that a rank is given; the same for all of them. Picklable.
+
+    Attributes:
+        settings: the run's settings.
+        run_dir: where it writes; every rank reaches it.
+        task: what is trained on.
+        memory: the memory, live at the keys of `start`.
+        tokenizer: directory of the tokenizer, saved beside the model.
+        model_config: as a dictionary.
+        device: "cpu" or "cuda".
+        init_method: where the ranks meet.
+        checkpoint: to resume from; None: start afresh.
+        start: step, cursor and refresh state at the start.
+        resolved_config: shown by wandb.
+    """
+
+    settings: TrainSettings
+    run_dir: Path
+    task: Task
+    memory: Memory
+    tokenizer: Path
+    model_config: dict[str, Any]
+    device: str
+    init_method: str
+    checkpoint: Path | None
+    start: CheckpointState
+    resolved_config: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOutcome:
+    """How a run ended."""
+
+    step: int
+    stopped: bool
+    checkpoint: Path
+
+
+def run_rank(job: TrainJob, rank: int, control: Control) -> TrainOutcome:
+    """Train as one of the ranks; collective, blocks until the last step or a requested stop.
+
+    Raises:
+        TrainingError: training cannot go on; says why. CheckpointError: the disk refused.
+    """
+    settings = job.settings
+    torch.set_num_threads(settings.runtime.threads_per_trainer)
+    start_process_group(
+        job.device,
+        rank=rank,
+        world_size=settings.runtime.trainers,
+        init_method=job.init_method,
+    )
+    try:
+        metrics = None
+        if rank == 0:
+            metrics = MetricsWriter(
+                job.run_dir,
+                wandb=settings.logging.wandb,
+                wandb_project=settings.logging.wandb_project,
+                config=job.resolved_config,
+                run_name=settings.run.name or job.run_dir.name,
+                resume=job.checkpoint is not None,
+            )
+        try:
+            return _Run(job, rank, control, metrics).to_the_end()
+        finally:
+            if metrics is not None:
+                metrics.close()
+    finally:
+        stop_process_group()
+
+
+class _Run:
+    """A rank's state between steps."""
+
+    def __init__(
+        self, job: TrainJob, rank: int, control: Control, metrics: MetricsWriter | None
+    ) -> None:
+        settings, start = job.settings, job.start
+        self.job, self.rank, self.control, self.metrics = job, rank, control, metrics
+        self.settings = settings
+        self.step = start.step
+        self.saved_step = start.step if job.checkpoint is not None else -1
+        torch.manual_seed(settings.run.seed * 1_000_003 + rank)
+        model = build_model(
+            PlugLMConfig.from_dict(job.model_config),
+            seed=settings.run.seed,
+            init_from=settings.model.init_from,
+        )
+        self.engine = TrainingEngine(model, settings, job.device)
+        if job.checkpoint is not None:
+            self.engine.load(job.checkpoint)
+            checkpoints.read_rng(job.checkpoint, rank)
+            if metrics is not None:
+                metrics.truncate_after(start.step)
+        self.follower = MemoryFollower(
+            job.memory,
+            self.engine,
+            settings.memory,
+            rank=rank,
+            epoch=job.memory.info().epoch,
+            encoder_step=start.encoder_step,
+            published_step=start.published_step,
+            live_content=start.content_version,
+            live_weights=self._live_weights(),
+            content_version=job.task.content_version,
+            record=self._record,
+            say=control.say,
+        )
+        self.memory_bytes = sum(job.memory.info().bytes.values())
+        self.means, self.timer = RunningMeans(), StepTimer()
+        self.steps_since_log = 0
+
+    def _live_weights(self) -> dict[str, Tensor]:
+        """The weights that made the live keys: the checkpoint's, or those of the start."""
+        if self.job.checkpoint is not None:
+            return checkpoints.read_key_weights(self.job.checkpoint)
+        return self.engine.key_weights()
+
+    def to_the_end(self) -> TrainOutcome:
+        """Train until the last step or until asked to stop."""
+        settings = self.settings
+        stream = self.job.task.open(
+            settings,
+            rank=self.rank,
+            world_size=settings.runtime.trainers,
+            cursor=self.job.start.cursor,
+        )
+        try:
+            self.engine.train()
+            self.timer.take()
+            while True:
+                stopped = self.follower.boundary(self.step, stop=self.control.stop_requested())
+                if stopped or self.step >= settings.optim.steps:
+                    break
+                self._train_step(stream)
+                self._log()
+                every = settings.checkpoint.every_steps
+                if every and self.step % every == 0:
+                    self._save(stream.cursor)
+                every = settings.evaluate.every_steps
+                if every and self.step % every == 0:
+                    self._evaluate()
+            if self.step != self.saved_step:
+                self._save(stream.cursor)
+        finally:
+            stream.close()
+        if not stopped:
+            self._export()
+            self.follower.finish(self.step)
+        last = checkpoints.checkpoint_path(self.job.run_dir, self.saved_step)
+        return TrainOutcome(step=self.step, stopped=stopped, checkpoint=last)
+
+    def _train_step(self, stream: Stream) -> None:
+        """One optimizer step: every micro-batch sees the same memory epoch."""
+        with self.timer.part("data"):
+            batches = [b.to(self.engine.device, non_blocking=True) for b in next(stream)]
+        optim = self.settings.optim
+        labelled = torch.stack([(b.labels != -100).sum() for b in batches]).sum().double()
+        # The mean is over all masks of the global batch, however ranks and micro-batches cut it;
+        # DeepSpeed then averages over both, so each part is scaled by their number.
+        everywhere = sum_over_ranks(labelled.clone())
+        parts = self.settings.runtime.trainers * len(batches)
+        denominator = (everywhere / parts).clamp(min=1.0).float()
+        for batch in batches:
+            warming = self.step < optim.retrieval_warmup_steps and batch.positive_tokens is not None
+            output = self.engine.forward_backward(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                labels=batch.labels,
+                lookup=self._search(batch),
+                positive_tokens=batch.positive_tokens if warming else None,
+                positive_ids=batch.positive_ids,
+                doc_ids=batch.doc_ids,
+                retrieval_loss_weight=optim.retrieval_loss_weight,
+                retrieval_temperature=optim.retrieval_temperature,
+                loss_denominator=denominator,
+            )
+            self.engine.step()
+            self._note(batch, output, denominator)
+        self.step += 1
+        self.steps_since_log += 1
+
+    def _search(self, batch: TrainBatch) -> Callable[[Tensor], Retrieved]:
+        """The memory as the model asks it: pinned to the step's epoch."""
+        memory = self.settings.memory
+        exclude = batch.doc_ids if memory.exclude_own_document else None
+
+        def lookup(queries_BQ: Tensor) -> Retrieved:
+            if not bool(torch.isfinite(queries_BQ).all()):
+                raise TrainingError(
+                    f"the query of step {self.step + 1} is not finite: training has diverged; lower "
+                    "optim.lr or optim.memory_lr_scale and resume from the last checkpoint"
+                )
+            with self.timer.part("retrieval"):
+                return self.job.memory.search(
+                    queries_BQ, memory.top_k, exclude_doc_ids=exclude, epoch=self.follower.epoch
+                )
+
+        return lookup
+
+    def _note(self, batch: TrainBatch, output: Any, denominator: Tensor) -> None:
+        """Queue a micro-batch's numbers; nothing waits for the device here."""
+        labels_m = batch.labels[batch.labels != -100]
+        masks = len(labels_m)
+        correct = (output.logits.detach().argmax(-1) == labels_m).float().sum()
+        mlm_loss = output.mlm_loss.detach() * denominator / max(masks, 1)
+        self.means.add(weight=masks, mlm_loss=mlm_loss, mlm_accuracy=correct / max(masks, 1))
+        self.means.add(loss=output.loss)
+        if output.retrieval_loss is not None:
+            self.means.add(retrieval_loss=output.retrieval_loss)
+        found, asked = right_entries(output.retrievals[-1].retrieved, batch.positive_ids)
+        self.means.add(weight=asked, right_entry_rate=found / max(asked, 1.0))
+
+    def _log(self) -> None:
+        """Every few steps: reduce over the ranks, write a line; otherwise only the step's number."""
+        self.control.report({"step": self.step})
+        if self.step % self.settings.logging.log_every_steps and self.step != 1:
+            return
+        means = self.means.take(sum_over_ranks)
+        seconds, total = self.timer.take()
+        steps, self.steps_since_log = self.steps_since_log, 0
+        if not math.isfinite(means["loss"]):
+            raise TrainingError(
+                f"the loss is {means['loss']} at step {self.step}: training has diverged; lower "
+                "optim.lr and resume from the last checkpoint"
+            )
+        searches = steps * self.settings.accumulation_steps * self.settings.model.memory_layers
+        line = {
+            **means,
+            "lr": self.engine.lr,
+            "grad_norm": self.engine.grad_norm,
+            "sequences_per_s": steps * self.settings.optim.batch_size / total,
+            "retrieval_ms": 1000 * seconds.get("retrieval", 0.0) / max(searches, 1),
+            "data_ms": 1000 * seconds.get("data", 0.0) / max(steps, 1),
+            "staleness_steps": self.step - self.follower.encoder_step,
+            "epoch": self.follower.epoch,
+            "rss_gib": psutil.Process().memory_info().rss / 2**30,
+            "memory_bytes": self.memory_bytes,
+        }
+        self._record("train", self.step, **line)
+        self.control.report(line)
+
+    def _evaluate(self) -> None:
+        """Held-out loss with the memory as it is now, shuffled, and without; collective."""
+        started = time.perf_counter()
+        self.engine.train(False)
+        sums = torch.zeros(len(CONDITIONS) * 3 + 2, dtype=torch.float64)
+        world_size = self.settings.runtime.trainers
+        for batch in self.job.task.heldout(self.settings, rank=self.rank, world_size=world_size):
+            there = batch.to(self.engine.device)
+            by_name, found, asked = evaluate_batch(self.engine.model, there, self._search(there))
+            totals = [by_name.get(name, MaskedSum()) for name in CONDITIONS]
+            flat = [x for t in totals for x in (t.loss, t.correct, t.masks)]
+            sums += torch.tensor([*flat, found, asked], dtype=torch.float64)
+        values = sum_over_ranks(sums.to(self.engine.device)).tolist()
+        numbers: dict[str, float] = {}
+        for i, name in enumerate(CONDITIONS):
+            loss, correct, masks = values[3 * i : 3 * i + 3]
+            suffix = {"right": "", "shuffled": "_shuffled_memory", "none": "_without_memory"}[name]
+            if masks:
+                numbers[f"loss{suffix}"] = loss / masks
+                numbers[f"accuracy{suffix}"] = correct / masks
+        if values[-1]:
+            numbers["right_entry_rate"] = values[-2] / values[-1]
+        self._record("eval", self.step, **numbers, seconds=time.perf_counter() - started)
+        self.engine.train()
+        self.timer.take()
+
+    def _save(self, cursor: Cursor) -> None:
+        """Write and commit a checkpoint; collective.
+
+        Raises:
+            CheckpointError: the disk refused; what was committed before is untouched.
+        """
+        started = time.perf_counter()
+        run_dir = self.job.run_dir
+        temporary = checkpoints.temporary_path(run_dir, self.step)
+        self._on_rank_0(lambda: checkpoints.begin(run_dir, self.step))
+        try:
+            self.engine.save(temporary)
+            checkpoints.write_rng(temporary, self.rank)
+        # torch reports a full disk as a RuntimeError. The others may wait for this rank inside
+        # DeepSpeed's own barrier, so there is nothing to agree on: the driver ends them.
+        except (OSError, RuntimeError) as error:
+            raise self._checkpoint_error(error) from error
+        barrier()
+
+        def commit() -> None:
+            state = CheckpointState(
+                step=self.step,
+                cursor=cursor,
+                trainers=self.settings.runtime.trainers,
+                zero_stage=self.settings.runtime.zero_stage,
+                content_version=self.follower.content_version,
+                encoder_step=self.follower.encoder_step,
+                published_step=self.follower.published_step,
+            )
+            keep = self.settings.checkpoint.keep
+            path = checkpoints.commit(run_dir, state, self.follower.live_weights, keep=keep)
+            seconds = time.perf_counter() - started
+            self._record("checkpoint", self.step, seconds=seconds, path=str(path))
+
+        self._on_rank_0(commit)
+        self.saved_step = self.step
+        self.timer.take()
+
+    def _on_rank_0(self, write: Callable[[], None]) -> None:
+        """Let rank 0 write, and fail on every rank if the disk refused it there; collective."""
+        failure: Exception | None = None
+        if self.rank == 0:
+            try:
+                write()
+            except (OSError, RuntimeError, SafetensorError) as error:
+                failure = error
+        (failed,) = broadcast_integers([int(failure is not None)], self.engine.device)
+        if failed:
+            raise self._checkpoint_error(failure or OSError("rank 0 says so"))
+
+    def _export(self) -> None:
+        """Write the model as transformers expects it; collective under ZeRO-3."""
+        with self.engine.whole_weights() as model:
+            if self.rank == 0:
+                export_model(model, load_tokenizer(self.job.tokenizer), self.job.run_dir)
+        barrier()
+
+    def _checkpoint_error(self, error: Exception) -> CheckpointError:
+        if self.rank == 0:
+            checkpoints.abandon(self.job.run_dir, self.step)
+        free = shutil.disk_usage(self.job.run_dir).free / 2**20
+        last = checkpoints.latest_checkpoint(self.job.run_dir)
+        kept = f"{last.name} is untouched" if last else "no checkpoint had been written before"
+        return CheckpointError(
+            f"the checkpoint of step {self.step} could not be written to {self.job.run_dir} "
+            f"({error}; {free:.0f} MiB free); {kept}: make room and resume with --resume"
+        )
+
+    def _record(self, kind: str, step: int, **numbers: object) -> None:
+        if self.metrics is not None:
+            self.metrics.write(kind, step, **numbers)
