@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from model import PlugLMForMaskedLM
-from tests.reference.worlds import Answer, FlatMemory, assert_close, make_world
+from tests.reference.pluglm_reference import Reference
+from tests.reference.worlds import Answer, FlatMemory, assert_close, leaves, make_world
 
 
 def run(world: Any, **options: Any) -> Any:
@@ -177,3 +178,20 @@ def test_too_many_tokens_are_refused_with_both_numbers() -> None:
     model: PlugLMForMaskedLM = make_world().model
     with pytest.raises(ValueError, match=r"13 tokens.*12 positions.*max_position_embeddings"):
         model(torch.ones(1, 13, dtype=torch.int64))
+
+
+def test_the_cosine_of_vectors_near_zero_fades_as_its_epsilon_says() -> None:
+    world = make_world(query_norm="none")
+    encoder = world.model.pluglm.entry_encoder
+    with torch.no_grad():
+        for linear in (world.model.pluglm.layers[2].query_proj, encoder.key_proj):
+            linear.weight.mul_(4e-9)
+            linear.bias.mul_(4e-9)
+    given = run(world, lookup=world.memory.lookup)
+    lengths = given.retrievals[0].query_BQ.norm(dim=-1)
+    assert (lengths < 1e-8).any()
+    assert (lengths > 1e-9).all()
+    reference = Reference(leaves(world.model), world.model.config.to_dict(), training=False)
+    wanted = reference.run(*world.inputs.values(), memory=world.memory.stored, k=world.memory.k)
+    assert torch.equal(given.retrievals[0].retrieved.ids, wanted.ids[0])
+    assert_close(given.logits, wanted.logits_BTV, 1e-9, "logits")
