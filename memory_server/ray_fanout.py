@@ -79,9 +79,9 @@ def ask_shards(
 
 def _let_finish(references: list[Any]) -> None:
     """Take the other shards' replies to a refused request, which Ray would report as unhandled."""
-    ready, _ = (
-        ray.wait(references, num_returns=len(references), timeout=1.0) if references else ([], [])
-    )
+    if not references:
+        return
+    ready, _ = ray.wait(references, num_returns=len(references), timeout=1.0)
     for reference in ready:
         with contextlib.suppress(RayError):
             ray.get(reference)
