@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -190,6 +191,7 @@ def test_killed_it_leaves_no_process_and_goes_on(
     source = write_json_lines(tmp_path / "a.jsonl", make_rows(2000, longest=400))
     out = tmp_path / "cut"
     process = start(source, out, trained_tokenizer, 2)
+    family: list[psutil.Process] = []
     try:
         wait_for_lines(out / ".build" / "journal.jsonl", 3, process)
         family = psutil.Process(process.pid).children(recursive=True)
@@ -204,6 +206,9 @@ def test_killed_it_leaves_no_process_and_goes_on(
     finally:
         process.kill()
         process.wait()
+        for left in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
     assert not (out / "corpus.json").exists()
     lines = (out / ".build" / "journal.jsonl").read_text().splitlines()
     assert 3 <= sum(bool(line) and "documents" in json.loads(line) for line in lines) < 50
