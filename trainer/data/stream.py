@@ -58,6 +58,15 @@ class TrainBatch:
         }
         return replace(self, **moved)
 
+    def rows(self, rows: slice) -> TrainBatch:
+        """Return some of the sequences."""
+        chosen = {
+            field.name: value[rows]
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None
+        }
+        return replace(self, **chosen)
+
 
 class Sequences(Protocol):
     """What a stream needs of a dataset; `SequenceDataset` is one."""

@@ -1,0 +1,197 @@
+"""Everything that can be refused before any work is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cluster.config import PretrainConfig
+from cluster.errors import LaunchError
+from memory_server.requests import MAX_TOP_K
+from memory_server.store import Store
+from trainer.build import model_config
+from trainer.checkpoint import CheckpointState, latest_checkpoint, read_state
+from trainer.corpus.info import load_corpus_info
+from trainer.data.cursor import Cursor
+from trainer.data.sequences import SequenceDataset
+from trainer.deepspeed_config import deepspeed_config
+from trainer.metrics import METRICS_FILE
+from trainer.settings import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a run trains on, as its task names it.
+
+    Attributes:
+        store: the memory's store.
+        tokenizer: directory of the tokenizer; its fingerprint and vocabulary beside it.
+        sequence_length: longest sequence T, in tokens.
+    """
+
+    store: Path
+    tokenizer: Path
+    tokenizer_fingerprint: str
+    vocab_size: int
+    pad_token_id: int
+    sequence_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run begins: at step 0, or at a checkpoint."""
+
+    checkpoint: Path | None
+    state: CheckpointState
+
+
+def corpus_source(config: PretrainConfig) -> Source:
+    """Read the corpus that the config names.
+
+    Raises:
+        CorpusError, SequencesDamaged: it is missing, half-built, empty or damaged.
+    """
+    info = load_corpus_info(Path(config.data.corpus))
+    for folder in (info.sequences_path, info.heldout_path):
+        if folder == info.sequences_path or info.heldout_sequences:
+            SequenceDataset(folder)
+    if info.heldout_sequences == 0:
+        raise ConfigError(
+            f"data.corpus = {config.data.corpus}: holds no held-out sequences to evaluate on; build it "
+            "with a larger --heldout-fraction"
+        )
+    return Source(
+        store=Path(config.memory.store) if config.memory.store else info.memory_path,
+        tokenizer=info.tokenizer_path,
+        tokenizer_fingerprint=info.tokenizer_fingerprint,
+        vocab_size=info.vocab_size,
+        pad_token_id=info.pad_token_id,
+        sequence_length=info.sequence_length,
+    )
+
+
+def resolve_device(config: PretrainConfig) -> str:
+    """ "cpu" or "cuda".
+
+    Raises:
+        ConfigError: GPUs are asked for on a machine without.
+    """
+    device = config.runtime.device
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            'runtime.device = "cuda": this machine shows no CUDA GPU to torch; use "cpu" or "auto", or '
+            "install the gpu extra on a machine with a GPU"
+        )
+    if device == "cpu" and config.runtime.precision == "fp16":
+        raise ConfigError('runtime.precision = "fp16": the CPU trains in "fp32" or "bf16"')
+    return device
+
+
+def check_memory(config: PretrainConfig, source: Source) -> None:
+    """Refuse a memory that does not fit the corpus or the model.
+
+    Raises:
+        ConfigError: K above the entries, another tokenizer, entries or sequences too long.
+        StoreNotFound, StoreDamaged: no usable store.
+    """
+    store = Store.open(source.store)
+    if store.meta.tokenizer_fingerprint != source.tokenizer_fingerprint:
+        raise ConfigError(
+            f"memory.store = {source.store}: its entries were tokenised by another tokenizer "
+            f"(fingerprint {store.meta.tokenizer_fingerprint}) than the corpus "
+            f"({source.tokenizer_fingerprint}); build the memory with the corpus's tokenizer"
+        )
+    entries = store.manifest().entries
+    most = min(entries, MAX_TOP_K)
+    if config.memory.top_k > most:
+        raise ConfigError(
+            f"memory.top_k = {config.memory.top_k}: must be at most {most} (the memory at "
+            f"{source.store} holds {entries} entries)"
+        )
+    if config.memory.shards > entries:
+        raise ConfigError(
+            f"memory.shards = {config.memory.shards}: must be at most the memory's {entries} entries"
+        )
+    longest = max(source.sequence_length, store.meta.entry_tokens)
+    if longest > config.model.max_positions:
+        raise ConfigError(
+            f"model.max_positions = {config.model.max_positions}: must be at least {longest} (sequences "
+            f"have {source.sequence_length} tokens, entries {store.meta.entry_tokens})"
+        )
+
+
+def check_engine(config: PretrainConfig, device: str) -> None:
+    """Build what the engine will be given, so that nonsense is refused here.
+
+    Raises:
+        ConfigError: the user's DeepSpeed JSON.
+    """
+    deepspeed_config(config, on_gpu=device == "cuda")
+
+
+def find_start(config: PretrainConfig, run_dir: Path, *, resume: bool, content: str) -> Start:
+    """Where to begin.
+
+    Args:
+        config: the run's configuration.
+        run_dir: its directory.
+        resume: go on from the newest checkpoint.
+        content: content version of the memory for a fresh start.
+
+    Raises:
+        LaunchError: a run is there already, or none to resume. CheckpointError: damaged.
+        ConfigError: the checkpoint needs other settings.
+    """
+    checkpoint = latest_checkpoint(run_dir)
+    if not resume:
+        if checkpoint is not None or (run_dir / METRICS_FILE).exists():
+            raise LaunchError(
+                f"{run_dir} already holds a run; go on with it with --resume, or choose another "
+                "directory with run.dir=DIR"
+            )
+        state = CheckpointState(
+            step=0,
+            cursor=Cursor(),
+            trainers=config.runtime.trainers,
+            zero_stage=config.runtime.zero_stage,
+            content_version=content,
+            encoder_step=0,
+            published_step=0,
+        )
+        return Start(checkpoint=None, state=state)
+    if checkpoint is None:
+        raise LaunchError(
+            f"{run_dir} holds no committed checkpoint to resume from; start it without --resume"
+            + (" in another directory" if (run_dir / METRICS_FILE).exists() else "")
+        )
+    state = read_state(checkpoint)
+    for name, given, needed in (
+        ("runtime.trainers", config.runtime.trainers, state.trainers),
+        ("runtime.zero_stage", config.runtime.zero_stage, state.zero_stage),
+    ):
+        if given != needed:
+            raise ConfigError(
+                f"{name} = {given}: {checkpoint.name} was written with {needed}; resume with "
+                f"{name}={needed}"
+            )
+    if state.step > config.optim.steps:
+        raise ConfigError(
+            f"optim.steps = {config.optim.steps}: {checkpoint.name} is already at step {state.step}"
+        )
+    return Start(checkpoint=checkpoint, state=state)
+
+
+def check_model(config: PretrainConfig, source: Source) -> None:
+    """Build the model's configuration.
+
+    Raises:
+        ConfigError: sizes that do not fit together.
+    """
+    try:
+        model_config(config.model, vocab_size=source.vocab_size, pad_token_id=source.pad_token_id)
+    except ValueError as error:
+        raise ConfigError(f"[model]: {error}") from error

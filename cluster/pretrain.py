@@ -1,0 +1,303 @@
+"""The main job's driver: check, start Ray, the memory and the trainers, watch, evaluate, report."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+
+from cluster import checks
+from cluster.config import PretrainConfig
+from cluster.errors import Interrupted, LaunchError
+from cluster.ray_session import ray_session
+from cluster.trainer_actor import Gang, first_failure, trainer_gang
+from memory_server.ray_client import RayMemory
+from memory_server.store import Store
+from model import KeyEncoderFactory
+from trainer.build import build_model, key_weights, model_config
+from trainer.checkpoint import read_key_weights
+from trainer.errors import TrainingError
+from trainer.evaluate import describe_evaluation
+from trainer.export import write_json
+from trainer.loop import TrainJob, TrainOutcome
+from trainer.progress import Progress
+from trainer.report import write_report
+from trainer.task import CorpusTask, Task
+
+log = logging.getLogger(__name__)
+CONFIG_FILE = "config.toml"
+_POLL_S = 0.5
+
+Say = Callable[[str], None]
+AfterTraining = Callable[[TrainJob], list[str]]
+
+
+def pretrain(
+    config: PretrainConfig,
+    *,
+    resume: bool = False,
+    say: Say | None = None,
+    notes: dict[str, str] | None = None,
+) -> int:
+    """Pre-train on a corpus, from its first step or from the newest checkpoint; blocks.
+
+    Args:
+        config: the run's configuration.
+        resume: go on with the run in `config.run.dir`.
+        say: receives lines for a person; standard error when None.
+        notes: what the report says of the text ({"source", "licence"}).
+
+    Returns:
+        0 when the run is complete; 130 or 143 when a signal asked it to end (a checkpoint of the
+        last step is committed if training had begun).
+
+    Raises:
+        ConfigError, CorpusError, LaunchError, StoreError: refused before any work.
+        TrainingError, CheckpointError: training could not go on; what was committed is kept.
+    """
+    source = checks.corpus_source(config)
+    task = CorpusTask(Path(config.data.corpus).resolve(), source.store.resolve())
+    return run_task(config, task, source, resume=resume, say=say, notes=notes)
+
+
+def run_task(
+    config: PretrainConfig,
+    task: Task,
+    source: checks.Source,
+    *,
+    resume: bool = False,
+    say: Say | None = None,
+    notes: dict[str, str] | None = None,
+    after: AfterTraining | None = None,
+) -> int:
+    """Train on any task; see `pretrain`.
+
+    Args:
+        after: called with the job when training is complete and the memory still serves; the lines
+            that it returns are said at the end.
+    """
+    tell = say or _to_stderr
+    device = checks.resolve_device(config)
+    checks.check_model(config, source)
+    checks.check_memory(config, source)
+    checks.check_engine(config, device)
+    run_dir = Path(config.run.dir).resolve()
+    head = task.content_version(0) or Store.open(source.store).head()
+    start = checks.find_start(config, run_dir, resume=resume, content=head)
+    shape = model_config(
+        config.model, vocab_size=source.vocab_size, pad_token_id=source.pad_token_id
+    )
+    weights = (
+        read_key_weights(start.checkpoint)
+        if start.checkpoint is not None
+        else key_weights(build_model(shape, seed=config.run.seed, init_from=config.model.init_from))
+    )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / CONFIG_FILE).write_text(config.to_toml(), encoding="utf-8")
+    if notes:
+        write_json(run_dir / "notes.json", notes)
+    try:
+        with _signals() as stop, _everything(config, source, shape, weights, start, device) as up:
+            memory, gang = up
+            tell(_opening(config, memory, start, device))
+            job = TrainJob(
+                settings=config,
+                run_dir=run_dir,
+                task=task,
+                memory=memory,
+                tokenizer=source.tokenizer.resolve(),
+                model_config=shape.to_dict(),
+                device=device,
+                init_method=gang.rendezvous,
+                checkpoint=start.checkpoint,
+                start=start.state,
+                resolved_config=_plain(config),
+            )
+            outcome = _watch(config, gang, job, stop, tell)
+            if outcome.stopped:
+                tell(
+                    f"stopped at step {outcome.step}; {outcome.checkpoint} is committed: go on with "
+                    "--resume"
+                )
+                return 128 + stop.number
+            tell("evaluating on held-out text ...")
+            evaluation = _wait(gang.evaluate(job), stop)
+            lines = describe_evaluation(evaluation)
+            if after is not None:
+                lines += after(job)
+    except Interrupted as interruption:
+        tell("interrupted before a step was taken; nothing is lost")
+        return interruption.exit_code
+    report = write_report(run_dir)
+    for line in lines:
+        tell(line)
+    tell(f"model: {run_dir / 'model'}")
+    tell(f"report: {report}")
+    return 0
+
+
+@contextmanager
+def _everything(
+    config: PretrainConfig,
+    source: checks.Source,
+    shape: Any,
+    weights: Any,
+    start: checks.Start,
+    device: str,
+) -> Iterator[tuple[RayMemory, Gang]]:
+    """Ray, the memory server and the trainers, ended in the opposite order whatever happens."""
+    memory_settings, runtime = config.memory, config.runtime
+    cpus = runtime.trainers * runtime.threads_per_trainer
+    cpus += memory_settings.shards * memory_settings.threads_per_shard
+    on_gpu_shard = memory_settings.gpus_per_shard > 0
+    with ray_session(config.cluster, cpus=cpus):
+        memory = RayMemory.start(
+            source.store.resolve(),
+            shards=memory_settings.shards,
+            encoder=KeyEncoderFactory(shape.to_dict(), device="cuda" if on_gpu_shard else "cpu"),
+            weights=weights,
+            encoder_step=start.state.encoder_step,
+            content_version=start.state.content_version,
+            name=f"pluglm-{uuid.uuid4().hex[:12]}",
+            index=memory_settings.index,
+            on_lost_shard=memory_settings.on_lost_shard,
+            deadline_s=memory_settings.deadline_s,
+            cpus_per_shard=float(memory_settings.threads_per_shard),
+            threads_per_shard=memory_settings.threads_per_shard,
+            gpus_per_shard=memory_settings.gpus_per_shard,
+        )
+        try:
+            loopback = config.cluster.address == "local"
+            with trainer_gang(runtime, on_gpu=device == "cuda", loopback=loopback) as gang:
+                yield memory, gang
+        finally:
+            memory.close()
+
+
+class _Stop:
+    """Set by the first signal; the second one ends the run at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.training = False
+        self.event = threading.Event()
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        again, self.number = self.number != 0, number
+        self.event.set()
+        # Before the first step there is nothing to save, and nobody polls the event.
+        if again or not self.training:
+            raise Interrupted(number)
+
+
+@contextmanager
+def _signals() -> Iterator[_Stop]:
+    """SIGINT and SIGTERM ask for a checkpoint and a clean end while the block runs."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, stop.handle) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(
+    config: PretrainConfig, gang: Gang, job: TrainJob, stop: _Stop, tell: Say
+) -> TrainOutcome:
+    """Show progress until every rank has ended."""
+    # Ray installs a handler of its own when it starts; ours must be the one that counts.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop.handle)
+        signal.signal(signal.SIGINT, stop.handle)
+    stop.training = True
+    references = gang.start(job)
+    asked = False
+    progress: Progress | None = None
+    if config.logging.progress:
+        progress = Progress(config.optim.steps, start_step=job.start.step)
+    try:
+        waiting = references
+        while waiting:
+            ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_S)
+            if stop.event.is_set() and not asked:
+                asked = True
+                tell("stopping after this step: writing a checkpoint (again to end at once) ...")
+                gang.request_stop()
+            line, messages = gang.poll()
+            for message in messages:
+                tell(message)
+            if progress is not None and "step" in line:
+                progress.update(line)
+            if ready and _any_failed(ready):
+                failure = first_failure(references)
+                raise _explained(failure, job.run_dir)
+        outcome: TrainOutcome = ray.get(references[0])
+        return outcome
+    finally:
+        stop.training = False
+        if progress is not None:
+            progress.close()
+
+
+def _any_failed(ready: list[Any]) -> bool:
+    try:
+        ray.get(ready)
+    # Whatever a rank raised; `first_failure` finds out which rank knows the reason.
+    except Exception:
+        return True
+    return False
+
+
+def _explained(failure: Exception | None, run_dir: Path) -> Exception:
+    if isinstance(failure, (TrainingError, LaunchError)):
+        return failure
+    first = str(failure).strip().splitlines()[0] if failure else "no reason given"
+    kind = type(failure).__name__
+    return TrainingError(
+        f"a trainer failed ({kind}: {first}); go on from the last checkpoint in "
+        f"{run_dir / 'checkpoints'} with --resume"
+    )
+
+
+def _wait(reference: Any, stop: _Stop) -> Any:
+    while True:
+        ready, _ = ray.wait([reference], timeout=_POLL_S)
+        if ready:
+            return ray.get(reference)
+        if stop.event.is_set():
+            raise Interrupted(stop.number)
+
+
+def _opening(config: PretrainConfig, memory: RayMemory, start: checks.Start, device: str) -> str:
+    info = memory.info()
+    runtime = config.runtime
+    where = "" if start.checkpoint is None else f", resuming at step {start.state.step}"
+    return (
+        f"{info.entries:,} entries in {info.shards} shards; {runtime.trainers} trainers on {device}, "
+        f"ZeRO-{runtime.zero_stage}, {config.memory.refresh} refresh every "
+        f"{config.memory.refresh_every_steps} steps{where}"
+    )
+
+
+def _plain(config: PretrainConfig) -> dict[str, Any]:
+    import tomllib
+
+    return tomllib.loads(config.to_toml())
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - the driver talks to a person

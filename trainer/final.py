@@ -1,0 +1,44 @@
+"""After the last step: what was learned, measured on held-out text, and some of it to look at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model import PlugLMForMaskedLM
+from trainer.corpus.tokenizer import load_tokenizer
+from trainer.evaluate import evaluation_report
+from trainer.export import MODEL, write_json
+from trainer.loop import TrainJob
+from trainer.samples import make_samples
+
+
+def evaluate_run(job: TrainJob) -> dict[str, Any]:
+    """Evaluate the exported model with the job's memory; writes evaluation.json and samples.json.
+
+    Returns:
+        What `evaluation.json` holds.
+    """
+    settings = job.settings
+    model = PlugLMForMaskedLM.from_pretrained(job.run_dir / MODEL).to(job.device)
+    evaluation = evaluation_report(
+        model,
+        job.memory,
+        lambda: job.task.heldout(settings),
+        k=settings.memory.top_k,
+        device=job.device,
+    )
+    write_json(job.run_dir / "evaluation.json", evaluation)
+    samples: list[dict[str, Any]] = []
+    if settings.evaluate.samples:
+        batch = next(iter(job.task.heldout(settings)))
+        rows = slice(0, settings.evaluate.samples)
+        samples = make_samples(
+            model,
+            job.memory,
+            load_tokenizer(job.tokenizer),
+            batch.rows(rows),
+            k=settings.memory.top_k,
+            device=job.device,
+        )
+    write_json(job.run_dir / "samples.json", samples)
+    return evaluation
