@@ -1,2 +1,1 @@
-"""PlugLM's memory: a durable, versioned store of passages, and exact top-k search over its
-shards."""
+"""PlugLM's memory: a durable, versioned store of passages, with exact sharded search."""

@@ -1,5 +1,4 @@
-"""A shard's rows of one content version: ids, documents, removed rows, and tokens that stay on
-disk."""
+"""A shard's rows of one content version: ids, documents, removed rows, tokens on disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

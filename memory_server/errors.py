@@ -6,8 +6,7 @@ because a shard in another process raises them too.
 
 
 class MemoryServerError(Exception):
-    """Anything the memory refuses or cannot do, apart from a plain `ValueError` for a bad
-    argument."""
+    """Anything the memory refuses or cannot do, apart from a bad argument (`ValueError`)."""
 
 
 class StoreError(MemoryServerError):

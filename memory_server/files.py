@@ -45,8 +45,7 @@ class Files:
         directory.mkdir(parents=True, exist_ok=True)
 
     def publish(self, path: Path, write: Callable[[BinaryIO], None]) -> None:
-        """Write `path` so that it holds its old content, or all of the new, after a crash at any
-        byte."""
+        """Write `path` so that a crash at any byte leaves its old content or all of the new."""
         temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(6)}")
         try:
             with self.open_new(temporary) as handle:

@@ -1,11 +1,11 @@
 """Exact inner-product search by torch, on CPU or GPU, without ever holding the B x N score matrix.
 
-Two levels. The first multiplies block by block and keeps, of every 64 rows, only the best score.
-The second looks again at the few groups that can hold winners. What float32 says there only
-*proposes*: winners are scored again in float64 by a sum whose order is fixed, so a score depends on
-nothing but the query and the key: not on the block, the number of shards, the threads or the
-device. A bound on float32's rounding then certifies that no other row can be among the winners; a
-query that cannot be certified (many equal keys, say) is searched in float64 throughout.
+The product is made block by block; of every 64 rows the best score tells whether the group can
+hold a winner, and only the few best groups of a span are looked at row by row. What float32 says
+there only *proposes*: winners are scored again in float64 by a sum whose order is fixed, so a score
+depends on nothing but the query and the key: not on the block, the number of shards, the threads or
+the device. A bound on float32's rounding then certifies that no other row can be among the winners;
+a query that cannot be certified (many equal keys, say) is searched in float64 throughout.
 """
 
 import torch
@@ -19,9 +19,9 @@ GROUP_ROWS = 64
 EXTRA_GROUPS = 4  # beyond k: room for the certificate to succeed
 EXTRA_ROWS = 8
 QUERY_BLOCK = 256
-GROUPS_AT_ONCE = 1 << 16  # group maxima held before they are thinned: 64 MiB for a block of queries
 BLOCK_SCORES = {"cpu": 1 << 18, "cuda": 1 << 25}  # scores of one product: cache-sized, launch-sized
-RESCAN_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
+SPAN_SCORES = {"cpu": 1 << 22, "cuda": 1 << 28}  # scores held until their best are taken
+EXACT_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
 
 
 class FlatIndex:
@@ -95,8 +95,7 @@ class FlatIndex:
         return rows_Bk, scores_Bk
 
     def _rounding_bound(self, queries_BQ: Tensor) -> Tensor:
-        """How far a float32 inner product can be from the true one: Q·u·|q|·|k|, whatever the
-        order."""
+        """How far a float32 inner product can be from the true one, in any order: Q·u·|q|·|k|."""
         exact = (
             torch.get_float32_matmul_precision() == "highest"
             if self._device.type == "cpu"
@@ -115,66 +114,43 @@ class FlatIndex:
         Returns:
             (rows_BM int64, -1 for a row that may not win; rest_B float32, -inf if none is left)
         """
-        groups_BG, rest_B = self._best_groups(queries_BQ, k + EXTRA_GROUPS, excluded_B)
-        inside = torch.arange(GROUP_ROWS, device=self._device)
-        rows_BM = (groups_BG.unsqueeze(2) * GROUP_ROWS + inside).flatten(1)
-        rows_BM = self._eligible(rows_BM, excluded_B)
-        per_query = rows_BM.shape[1] * queries_BQ.shape[1] * 4
-        at_once = max(1, RESCAN_BYTES[self._device.type] // per_query)
-        scores_BM = torch.cat(
-            [
-                torch.bmm(self._keys_NQ[rows.clamp(min=0)], queries.unsqueeze(2)).squeeze(2)
-                for rows, queries in zip(
-                    _parts(rows_BM, at_once), _parts(queries_BQ, at_once), strict=True
-                )
-            ]
-        )
-        scores_BM.masked_fill_(rows_BM < 0, NEGATIVE_INFINITY)
-        kept = min(k + EXTRA_ROWS, scores_BM.shape[1])
-        if kept < scores_BM.shape[1]:
-            best = scores_BM.topk(kept + 1, dim=1)
-            rest_B = torch.maximum(rest_B, best.values[:, -1])
-            rows_BM = rows_BM.gather(1, best.indices[:, :kept])
-        return rows_BM, rest_B
-
-    def _best_groups(
-        self, queries_BQ: Tensor, wanted: int, excluded_B: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The groups of 64 rows with the highest maxima, and the best maximum of the others."""
         batch = queries_BQ.shape[0]
-        block = self._block_rows(batch)
         masked = masked_cells(self._dead_rows, self._documents, excluded_B)
-        best_B, best_groups = queries_BQ.new_empty(batch, 0), queries_BQ.new_empty(batch, 0).long()
+        block = self._block_rows(batch)
+        span = max(1, SPAN_SCORES[self._device.type] // (batch * block)) * block
+        span = min(span, -(-self._rows // block) * block)
+        scores = queries_BQ.new_empty(batch, span)
+        maxima = queries_BQ.new_empty(batch, span // GROUP_ROWS)
+        best_BM = queries_BQ.new_empty(batch, 0)
+        rows_BM = torch.empty(batch, 0, dtype=torch.int64, device=self._device)
         rest_B = queries_BQ.new_full((batch,), NEGATIVE_INFINITY)
-        scores = queries_BQ.new_empty(batch, block)
-        span = max(block, GROUPS_AT_ONCE * GROUP_ROWS // block * block)
         for first in range(0, self._rows, span):
             last = min(first + span, self._rows)
-            maxima_BG = queries_BQ.new_empty(batch, -(-(last - first) // GROUP_ROWS))
             for start in range(first, last, block):
-                keys = self._keys_NQ[start : min(start + block, last)]
-                count = keys.shape[0]
-                whole = -(-count // GROUP_ROWS)
-                torch.mm(queries_BQ, keys.T, out=scores[:, :count])
-                product = scores[:, : whole * GROUP_ROWS]
-                product[:, count:] = NEGATIVE_INFINITY
-                masked.apply(product, start, count)
-                at = (start - first) // GROUP_ROWS
-                torch.amax(
-                    product.view(batch, whole, GROUP_ROWS), dim=2, out=maxima_BG[:, at : at + whole]
-                )
-            groups = torch.arange(maxima_BG.shape[1], device=self._device) + first // GROUP_ROWS
-            maxima_BG = torch.cat([best_B, maxima_BG], dim=1)
-            groups_BG = torch.cat([best_groups, groups.expand(batch, -1)], dim=1)
-            kept = min(wanted, maxima_BG.shape[1])
-            if kept < maxima_BG.shape[1]:
-                top = maxima_BG.topk(kept + 1, dim=1)
-                rest_B = torch.maximum(rest_B, top.values[:, -1])
-                best_B = top.values[:, :kept]
-                best_groups = groups_BG.gather(1, top.indices[:, :kept])
-            else:
-                best_B, best_groups = maxima_BG, groups_BG
-        return best_groups, rest_B
+                stop = min(start + block, last)
+                product = self._score_block(queries_BQ, start, stop, scores[:, start - first :])
+                masked.apply(product, start, stop - start)
+                at, groups = (start - first) // GROUP_ROWS, product.shape[1] // GROUP_ROWS
+                grouped = product.view(batch, groups, GROUP_ROWS)
+                torch.amax(grouped, dim=2, out=maxima[:, at : at + groups])
+            count = -(-(last - first) // GROUP_ROWS)
+            chosen_BG, left_B = _top(maxima[:, :count], k + EXTRA_GROUPS)
+            inside = torch.arange(GROUP_ROWS, device=self._device)
+            near_BM = (chosen_BG.unsqueeze(2) * GROUP_ROWS + inside).flatten(1)
+            best_BM = torch.cat([best_BM, scores.gather(1, near_BM)], dim=1)
+            rows_BM = torch.cat([rows_BM, near_BM + first], dim=1)
+            kept_BM, dropped_B = _top(best_BM, k + EXTRA_ROWS)
+            best_BM, rows_BM = best_BM.gather(1, kept_BM), rows_BM.gather(1, kept_BM)
+            rest_B = torch.maximum(rest_B, torch.maximum(left_B, dropped_B))
+        return rows_BM.masked_fill(best_BM == NEGATIVE_INFINITY, -1), rest_B
+
+    def _score_block(self, queries_BQ: Tensor, start: int, stop: int, scores_BC: Tensor) -> Tensor:
+        """Products with rows [start, stop) in the first columns, -inf up to a whole group."""
+        count = stop - start
+        whole = -(-count // GROUP_ROWS) * GROUP_ROWS
+        torch.mm(queries_BQ, self._keys_NQ[start:stop].T, out=scores_BC[:, :count])
+        scores_BC[:, count:whole] = NEGATIVE_INFINITY
+        return scores_BC[:, :whole]
 
     def _block_rows(self, batch: int) -> int:
         """Rows of one product: whole groups, so that the scores stay in the cache."""
@@ -182,8 +158,7 @@ class FlatIndex:
         return max(16, min(groups, 256 if self._device.type == "cpu" else 1 << 14)) * GROUP_ROWS
 
     def _eligible(self, rows_BM: Tensor, excluded_B: Tensor | None) -> Tensor:
-        """The rows, with -1 where a row does not exist, is dead or belongs to an excluded
-        document."""
+        """The rows, -1 where one does not exist, is dead or of an excluded document."""
         safe_BM = rows_BM.clamp(max=self._rows - 1)
         allowed_BM = (rows_BM < self._rows) & ~self._is_dead_N[safe_BM]
         if excluded_B is not None:
@@ -193,7 +168,7 @@ class FlatIndex:
     def _best(self, queries_BQ: Tensor, rows_BM: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best of the rows by their exact scores, ties to the lower id; -1 and -inf pad."""
         safe_BM = rows_BM.clamp(min=0)
-        at_once = max(1, RESCAN_BYTES[self._device.type] // (rows_BM.shape[1] * 8 * 128))
+        at_once = max(1, EXACT_BYTES[self._device.type] // (rows_BM.shape[1] * 8 * 128))
         scores_BM = torch.cat(
             [
                 exact_inner_products(queries, self._keys_NQ[rows])
@@ -241,6 +216,16 @@ def exact_inner_products(queries_BQ: Tensor, keys_BMQ: Tensor) -> Tensor:
         folded[..., : terms.shape[-1] - half] += terms[..., half:]
         terms = folded
     return terms.squeeze(-1).float()
+
+
+def _top(values_BM: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+    """Positions of the `wanted` highest values, int64, and the highest of the other values."""
+    if values_BM.shape[1] <= wanted:
+        everything = torch.arange(values_BM.shape[1], device=values_BM.device)
+        nothing_B = values_BM.new_full((values_BM.shape[0],), NEGATIVE_INFINITY)
+        return everything.expand(values_BM.shape[0], -1), nothing_B
+    top = values_BM.topk(wanted + 1, dim=1)
+    return top.indices[:, :wanted], top.values[:, wanted]
 
 
 def _parts(tensor: Tensor, size: int) -> list[Tensor]:

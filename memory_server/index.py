@@ -1,5 +1,4 @@
-"""What a shard asks of an index over its keys. An index is immutable: a new epoch builds a new
-one."""
+"""What a shard asks of an index over its keys. It is immutable: a new epoch builds a new one."""
 
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,5 +1,4 @@
-"""The keys of a shard's rows: kept where neither weights nor content changed, encoded where they
-did."""
+"""The keys of a shard's rows: kept where nothing changed, encoded where it did."""
 
 import zlib
 from collections.abc import Callable

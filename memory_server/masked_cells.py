@@ -10,8 +10,7 @@ NEGATIVE_INFINITY = float("-inf")
 
 
 class DocumentRows:
-    """Which rows belong to a document. Rows already in the order of their documents cost
-    nothing."""
+    """Which rows belong to a document. Rows in the order of their documents cost nothing."""
 
     def __init__(self, doc_ids_N: Tensor) -> None:
         in_order = bool((doc_ids_N[1:] >= doc_ids_N[:-1]).all())
