@@ -226,8 +226,7 @@ class RayMemory:
         self._control("release", epoch)
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
-        """See `Memory.entries`. A lost shard is always waited for: half an answer would look
-        whole."""
+        """See `Memory.entries`. A lost shard is always waited for."""
         self._check_open()
         wanted = [int(entry_id) for entry_id in ids]
         found, _ = ask_shards(

@@ -53,8 +53,7 @@ class Coordinator:
         return self._layout
 
     def join(self) -> tuple[list[tuple[EpochPlan, list[Any], bool]], int | None]:
-        """What a shard that (re)starts must build: (plan, weights, sealed) by epoch, and the live
-        one."""
+        """What a shard must build as it starts: (plan, weights, sealed), and the live epoch."""
         with self._lock:
             live = self._book.live
             plans = [p for e, p in self._book.plans.items() if e not in self._book.failures]
@@ -119,8 +118,7 @@ class Coordinator:
             )
 
     def activate(self, epoch: int) -> None:
-        """Switch every shard to a sealed epoch. The book changes first: it is what a restart
-        reads."""
+        """Switch every shard to a sealed epoch. The book, which a restart reads, comes first."""
         self.staging(epoch)
         with self._lock:
             self._book.activate(epoch)
@@ -166,8 +164,7 @@ class Coordinator:
             return epoch in self._book.receipts or epoch in self._book.failures
 
     def _settle(self, epoch: int, statuses: list[ShardStatus]) -> None:
-        """Record that all shards sealed the epoch on the same ground, or that one of them
-        cannot."""
+        """Record that all shards sealed the epoch, or that one of them cannot."""
         receipts = [status.receipt for status in statuses if status.receipt is not None]
         errors = [status.error for status in statuses if status.error is not None]
         with self._lock:
@@ -187,8 +184,7 @@ class Coordinator:
                 self._shard(shard).release.remote(epoch)
 
     def _shard_statuses(self, epoch: int) -> tuple[list[ShardStatus], list[int]]:
-        """The shards' statuses, and which shards did not answer; one that missed the news is
-        told."""
+        """The shards' statuses, and who did not answer; one that missed the news is told."""
         pending = {
             shard: self._shard(shard).status.remote(epoch) for shard in range(self._layout.shards)
         }

@@ -30,8 +30,7 @@ def pack_weights(weights: Mapping[str, Tensor]) -> PackedWeights:
 
 
 def unpack_weights(packed: PackedWeights) -> dict[str, Tensor]:
-    """The weights again, in memory of this process, so that the object store may let go of its
-    copy."""
+    """The weights again, copied, so that the object store may let go of its own."""
     weights = {}
     for name, (dtype, array) in packed.items():
         tensor = torch.from_numpy(np.array(array, copy=True))

@@ -1,5 +1,4 @@
-"""A shard in an actor of its own. It restarts by itself, and asks the coordinator what it must
-hold."""
+"""A shard in an actor of its own. After a restart it asks the coordinator what to hold."""
 
 import os
 from collections.abc import Mapping, Sequence

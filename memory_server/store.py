@@ -121,8 +121,7 @@ class Store:
 
     @property
     def incoming(self) -> Path:
-        """The directory to write new segments into: `commit` adopts them from there without
-        copying."""
+        """Where to write new segments: `commit` adopts them from there without copying."""
         return self.path / "incoming"
 
     def head(self) -> str:
