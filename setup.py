@@ -21,6 +21,7 @@ setup(
     install_requires=[
         "deepspeed>=0.19.8",
         "numpy>=2.0",
+        "psutil>=5.9",
         "pyarrow>=20.0",
         "ray>=2.50",
         "safetensors>=0.5",

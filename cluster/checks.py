@@ -59,8 +59,8 @@ def corpus_source(config: PretrainConfig) -> Source:
             SequenceDataset(folder)
     if info.heldout_sequences == 0:
         raise ConfigError(
-            f"data.corpus = {config.data.corpus}: holds no held-out sequences to evaluate on; build it "
-            "with a larger --heldout-fraction"
+            f"data.corpus = {config.data.corpus}: holds no held-out sequences to evaluate on; "
+            "build it with a larger --heldout-fraction"
         )
     return Source(
         store=Path(config.memory.store) if config.memory.store else info.memory_path,
@@ -83,8 +83,8 @@ def resolve_device(config: PretrainConfig) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            'runtime.device = "cuda": this machine shows no CUDA GPU to torch; use "cpu" or "auto", or '
-            "install the gpu extra on a machine with a GPU"
+            'runtime.device = "cuda": this machine shows no CUDA GPU to torch; use "cpu" or '
+            '"auto", or install the gpu extra on a machine with a GPU'
         )
     if device == "cpu" and config.runtime.precision == "fp16":
         raise ConfigError('runtime.precision = "fp16": the CPU trains in "fp32" or "bf16"')
@@ -114,13 +114,14 @@ def check_memory(config: PretrainConfig, source: Source) -> None:
         )
     if config.memory.shards > entries:
         raise ConfigError(
-            f"memory.shards = {config.memory.shards}: must be at most the memory's {entries} entries"
+            f"memory.shards = {config.memory.shards}: must be at most the memory's {entries} "
+            "entries"
         )
     longest = max(source.sequence_length, store.meta.entry_tokens)
     if longest > config.model.max_positions:
         raise ConfigError(
-            f"model.max_positions = {config.model.max_positions}: must be at least {longest} (sequences "
-            f"have {source.sequence_length} tokens, entries {store.meta.entry_tokens})"
+            f"model.max_positions = {config.model.max_positions}: must be at least {longest} "
+            f"(sequences have {source.sequence_length} tokens, entries {store.meta.entry_tokens})"
         )
 
 

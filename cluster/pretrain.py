@@ -125,8 +125,8 @@ def run_task(
             outcome = _watch(config, gang, job, stop, tell)
             if outcome.stopped:
                 tell(
-                    f"stopped at step {outcome.step}; {outcome.checkpoint} is committed: go on with "
-                    "--resume"
+                    f"stopped at step {outcome.step}; {outcome.checkpoint} is committed: go on "
+                    "with --resume"
                 )
                 return 128 + stop.number
             tell("evaluating on held-out text ...")
@@ -287,8 +287,8 @@ def _opening(config: PretrainConfig, memory: RayMemory, start: checks.Start, dev
     runtime = config.runtime
     where = "" if start.checkpoint is None else f", resuming at step {start.state.step}"
     return (
-        f"{info.entries:,} entries in {info.shards} shards; {runtime.trainers} trainers on {device}, "
-        f"ZeRO-{runtime.zero_stage}, {config.memory.refresh} refresh every "
+        f"{info.entries:,} entries in {info.shards} shards; {runtime.trainers} trainers on "
+        f"{device}, ZeRO-{runtime.zero_stage}, {config.memory.refresh} refresh every "
         f"{config.memory.refresh_every_steps} steps{where}"
     )
 

@@ -38,7 +38,8 @@ class TrainerHost:
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
-        return f"tcp://{ray.util.get_node_ip_address()}:{port}"
+        address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return f"tcp://{address}:{port}"
 
     def run(self, job: TrainJob, rank: int) -> TrainOutcome:
         """See `trainer.loop.run_rank`."""
@@ -104,11 +105,11 @@ def trainer_gang(runtime: RuntimeSettings, *, on_gpu: bool, loopback: bool) -> I
     actors: list[Any] = []
     try:
         if not group.wait(timeout_seconds=_READY_TIMEOUT_S):
-            there = ray.cluster_resources()
+            there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
             raise LaunchError(
                 f"{runtime.trainers} trainers of {bundle} cannot be placed: the cluster has "
-                f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs, and others may use "
-                "them; lower runtime.trainers or add nodes"
+                f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs, and others may "
+                "use them; lower runtime.trainers or add nodes"
             )
         environment = {
             "DS_ACCELERATOR": "cuda" if on_gpu else "cpu",

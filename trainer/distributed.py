@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def broadcast_integers(values: Sequence[int], device: torch.device) -> list[int]:
-    """Give every rank rank 0's integers; collective. Others pass placeholders of the same number."""
+    """Give every rank rank 0's integers; collective. Others pass as many placeholders."""
     tensor = torch.tensor(list(values), dtype=torch.int64, device=device)
     dist.broadcast(tensor, src=0)
     return [int(v) for v in tensor.tolist()]
@@ -24,7 +24,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def differentiable_sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum over all ranks, with gradient to each rank's part; collective forward and backward."""
+    """The sum over all ranks, with gradient to each one's part; collective, backward too."""
     summed: Tensor = dist_nn.all_reduce(tensor)
     return summed
 

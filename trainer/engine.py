@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from model import PlugLMForMaskedLM, is_key_weight
 from model.query_norm import QueryBatchNorm
@@ -62,7 +62,7 @@ class TrainingEngine:
         deepspeed = _deepspeed(device)
         self.settings = settings
         self.device = torch.device(device)
-        model.to(self.device)
+        nn.Module.to(model, self.device)
         for module in model.modules():
             if isinstance(module, QueryBatchNorm):
                 module.reduce_sum = differentiable_sum_over_ranks
@@ -104,7 +104,7 @@ class TrainingEngine:
         return output
 
     def step(self) -> None:
-        """After every micro-batch: reduces, and updates the weights at the accumulation boundary."""
+        """After every micro-batch: reduces; at the accumulation boundary updates the weights."""
         self._engine.step()
 
     def train(self, mode: bool = True) -> None:
@@ -150,7 +150,7 @@ def _copy(parameter: Tensor) -> Tensor:
 
 
 def _deepspeed(device: str) -> Any:
-    """Import DeepSpeed for a device. Its choice of accelerator is read once, from the environment."""
+    """Import DeepSpeed for a device; it reads its accelerator once, from the environment."""
     os.environ.setdefault("DS_ACCELERATOR", device)
     import deepspeed
     import deepspeed.ops

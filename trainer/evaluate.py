@@ -81,7 +81,7 @@ Search = Callable[[Tensor], Retrieved]
 
 
 def shuffled(search: Search) -> Search:
-    """The entries that were found for other sequences: as many and as plausible, but not the right."""
+    """Other sequences' entries: as many and as plausible as the right ones, but not theirs."""
 
     def lookup(queries_BQ: Tensor) -> Retrieved:
         found = search(queries_BQ)
@@ -157,7 +157,7 @@ def evaluate_case(
         One case of `evaluation.json` without its name: `right_entry_rate` (None where the memory
         holds no entry of the text's documents) and `conditions`.
     """
-    model.eval()
+    model.train(False)
     totals = {name: MaskedSum() for name in CONDITIONS}
     found = asked = 0.0
     for batch in batches:
@@ -206,14 +206,15 @@ def evaluation_report(
             {"name": OWN_ENTRY, "note": note, **own},
             {"name": OWN_DOCUMENT_OUT, "note": note_out, **out},
         ]
-    masks = cases[0]["conditions"]["right"]["masks"]  # type: ignore[index]
+    masks = cases[0]["conditions"]["right"]["masks"]
     return {"k": k, "masks": int(masks), "cases": cases}
 
 
 def describe_evaluation(evaluation: Mapping[str, Any]) -> list[str]:
     """The lines that a person reads at the end of a run."""
     lines = [
-        f"Held-out text, {evaluation['masks']} masked tokens, {evaluation['k']} entries per sequence:"
+        f"Held-out text, {evaluation['masks']} masked tokens, "
+        f"{evaluation['k']} entries per sequence:"
     ]
     for case in evaluation["cases"]:
         parts = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from model import PlugLMForMaskedLM
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.evaluate import evaluation_report
@@ -19,7 +21,8 @@ def evaluate_run(job: TrainJob) -> dict[str, Any]:
         What `evaluation.json` holds.
     """
     settings = job.settings
-    model = PlugLMForMaskedLM.from_pretrained(job.run_dir / MODEL).to(job.device)
+    model = PlugLMForMaskedLM.from_pretrained(job.run_dir / MODEL)
+    nn.Module.to(model, job.device)
     evaluation = evaluation_report(
         model,
         job.memory,

@@ -229,8 +229,8 @@ class _Run:
         def lookup(queries_BQ: Tensor) -> Retrieved:
             if not bool(torch.isfinite(queries_BQ).all()):
                 raise TrainingError(
-                    f"the query of step {self.step + 1} is not finite: training has diverged; lower "
-                    "optim.lr or optim.memory_lr_scale and resume from the last checkpoint"
+                    f"the query of step {self.step + 1} is not finite: training has diverged; "
+                    "lower optim.lr or optim.memory_lr_scale and resume from the last checkpoint"
                 )
             with self.timer.part("retrieval"):
                 return self.job.memory.search(
@@ -253,7 +253,7 @@ class _Run:
         self.means.add(weight=asked, right_entry_rate=found / max(asked, 1.0))
 
     def _log(self) -> None:
-        """Every few steps: reduce over the ranks, write a line; otherwise only the step's number."""
+        """Every few steps: reduce over the ranks, write a line; else only the step's number."""
         self.control.report({"step": self.step})
         if self.step % self.settings.logging.log_every_steps and self.step != 1:
             return
@@ -345,7 +345,7 @@ class _Run:
         self.saved_step = self.step
         self.timer.take()
 
-    def _on_rank_0(self, write: Callable[[], None]) -> None:
+    def _on_rank_0(self, write: Callable[[], object]) -> None:
         """Let rank 0 write, and fail on every rank if the disk refused it there; collective."""
         failure: Exception | None = None
         if self.rank == 0:

@@ -14,7 +14,7 @@ _MEMORY_PATH = (".entry_encoder.", ".knowledge_attention.", ".query_proj.", ".qu
 
 
 def parameter_groups(model: nn.Module, optim: OptimSettings) -> list[dict[str, Any]]:
-    """Group parameters by weight decay (matrices only) and by learning rate (the memory path's own).
+    """Group parameters by weight decay (matrices only) and learning rate (the memory path's own).
 
     Returns:
         Non-empty groups for `torch.optim.AdamW`; every trainable parameter is in exactly one.
@@ -45,8 +45,8 @@ def make_optimizer(model: nn.Module, optim: OptimSettings) -> torch.optim.Optimi
 def lr_factor(optim: OptimSettings) -> Callable[[int], float]:
     """The learning rate of a step (from 0) as a share of its peak.
 
-    It rises linearly over the first `warmup_ratio` of the steps, then falls to `min_lr_ratio` at the
-    last: linearly, polynomially (`decay_power`), or not at all.
+    It rises linearly over the first `warmup_ratio` of the steps, then falls to `min_lr_ratio` at
+    the last: linearly, polynomially (`decay_power`), or not at all.
     """
     warmup = round(optim.steps * optim.warmup_ratio)
     floor = optim.min_lr_ratio
@@ -58,6 +58,6 @@ def lr_factor(optim: OptimSettings) -> Callable[[int], float]:
         if optim.schedule == "constant":
             return 1.0
         left = max(0.0, 1.0 - (step - warmup) / max(1, optim.steps - warmup))
-        return floor + (1.0 - floor) * left**power
+        return floor + (1.0 - floor) * float(left**power)
 
     return factor

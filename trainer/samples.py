@@ -34,7 +34,7 @@ def make_samples(
         k: entries per sequence.
         device: of the model.
     """
-    model.eval()
+    model.train(False)
     there = batch.to(device)
 
     def search(queries_BQ: Tensor) -> Retrieved:

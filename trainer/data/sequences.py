@@ -25,7 +25,7 @@ _WANTED = (
 )
 
 
-class SequencesDamaged(ValueError):  # noqa: N818 - says what happened, as StoreDamaged does
+class SequencesDamaged(ValueError):
     """A part cannot be read, or is not a part of this folder; the message names the file."""
 
 
