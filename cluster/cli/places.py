@@ -1,0 +1,70 @@
+"""What a path on the command line is: a memory's store, a corpus or a run's directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.config import ConfigError, PretrainConfig, load_config
+from trainer.corpus.info import MANIFEST as CORPUS_FILE
+from trainer.corpus.info import load_corpus_info
+
+CONFIG_FILE = "config.toml"
+STORE_FILE = "store.json"
+MODEL = "model"
+
+
+def is_run(path: Path) -> bool:
+    """Whether a run wrote its configuration there."""
+    return (path / CONFIG_FILE).is_file()
+
+
+def run_config(run_dir: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
+    """The configuration that a run wrote down, with overrides.
+
+    Raises:
+        FileNotFoundError: it is no run directory. ConfigError: a bad override.
+    """
+    if not is_run(run_dir):
+        raise FileNotFoundError(
+            f"{run_dir} is no run directory (it has no {CONFIG_FILE}); give the directory that "
+            "`pluglm pretrain` wrote to"
+        )
+    return load_config(run_dir / CONFIG_FILE, overrides)
+
+
+def run_model(run_dir: Path) -> Path:
+    """The model that a run exported.
+
+    Raises:
+        ConfigError: the run has not finished.
+    """
+    path = run_dir / MODEL
+    if not path.is_dir():
+        raise ConfigError(
+            f"the run {run_dir} has no {MODEL}/ yet: it is written when training is complete; "
+            "finish it with `pluglm pretrain ... --resume`, or give --model DIR"
+        )
+    return path
+
+
+def memory_path(path: Path) -> Path:
+    """The store that a path leads to: itself, a corpus's own memory, or the one a run read.
+
+    Raises:
+        FileNotFoundError: there is nothing. CorpusError, ConfigError: it is damaged.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no {path}; give a memory's store, a corpus or a run directory"
+        )
+    if (path / STORE_FILE).is_file():
+        return path
+    if (path / CORPUS_FILE).is_file():
+        return load_corpus_info(path).memory_path
+    if is_run(path):
+        config = run_config(path)
+        if config.memory.store:
+            return Path(config.memory.store)
+        return load_corpus_info(config.data.corpus).memory_path
+    return path

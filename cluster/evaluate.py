@@ -1,0 +1,56 @@
+"""Evaluate a trained model on held-out text, in this process and without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cluster import checks
+from cluster.config import PretrainConfig
+from cluster.trained_model import load_trained_model
+from trainer.evaluate import evaluation_report
+from trainer.task import CorpusTask
+
+
+def evaluate_model(
+    config: PretrainConfig, model: Path, *, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Measure masked-LM loss and accuracy with the right memory, a shuffled one and none; blocks.
+
+    Args:
+        config: names the corpus and the memory, and says how to mask; its model section is not
+            used.
+        model: directory of a trained model with its tokenizer.
+        say: told what is going on.
+
+    Returns:
+        What `evaluation.json` holds (see `trainer.evaluate.evaluation_report`).
+
+    Raises:
+        ConfigError, CorpusError, StoreError, TokenizerMismatch, FileNotFoundError: something is
+        missing, damaged or does not fit; nothing was computed.
+    """
+    device = checks.resolve_device(config)
+    source = checks.corpus_source(config)
+    trained = load_trained_model(model, device=device)
+    trained.check_fingerprint(source.tokenizer_fingerprint, f"the corpus {config.data.corpus}")
+    fitting = replace(
+        config,
+        # What counts is the model itself, and that it reads one shard, here.
+        model=replace(config.model, max_positions=trained.max_positions),
+        memory=replace(config.memory, shards=1),
+    )
+    checks.check_memory(fitting, source)
+    task = CorpusTask(Path(config.data.corpus), source.store)
+    say("computing the keys of the memory's entries ...")
+    with trained.memory(source.store) as memory:
+        say("evaluating on held-out text ...")
+        return evaluation_report(
+            trained.model,
+            memory,
+            lambda: task.heldout(config),
+            k=config.memory.top_k,
+            device=device,
+        )
