@@ -8,7 +8,18 @@ from typing import Any
 
 from trainer.settings import ConfigError, TrainSettings
 
-_OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+# What the run's own settings decide: the engine, the schedule and the checkpoints rely on them.
+_DECIDED = {
+    ("train_batch_size",): "optim.batch_size",
+    ("train_micro_batch_size_per_gpu",): "runtime.micro_batch_size",
+    ("gradient_accumulation_steps",): "optim.batch_size and runtime.micro_batch_size",
+    ("gradient_clipping",): "optim.grad_clip",
+    ("optimizer",): "the section optim",
+    ("scheduler",): "the section optim",
+    ("zero_optimization", "stage"): "runtime.zero_stage",
+    ("bf16", "enabled"): "runtime.precision",
+    ("fp16", "enabled"): "runtime.precision",
+}
 
 
 def deepspeed_config(settings: TrainSettings, *, on_gpu: bool) -> dict[str, Any]:
@@ -19,7 +30,7 @@ def deepspeed_config(settings: TrainSettings, *, on_gpu: bool) -> dict[str, Any]
         on_gpu: whether trainers run on GPUs.
 
     Raises:
-        ConfigError: the user's JSON cannot be read, or sets what the run's own settings decide.
+        ConfigError: the user's JSON cannot be read, or says otherwise than the run's own settings.
     """
     runtime, optim = settings.runtime, settings.optim
     generated: dict[str, Any] = {
@@ -43,9 +54,17 @@ def deepspeed_config(settings: TrainSettings, *, on_gpu: bool) -> dict[str, Any]
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }
-    if runtime.deepspeed_config:
-        generated = merge_over(generated, _read(runtime.deepspeed_config))
-    return generated
+    if not runtime.deepspeed_config:
+        return generated
+    given = _read(runtime.deepspeed_config)
+    for keys, decider in _DECIDED.items():
+        ours, theirs = _at(generated, keys), _at(given, keys)
+        if theirs is not None and theirs != ours:
+            raise ConfigError(
+                f"runtime.deepspeed_config = {runtime.deepspeed_config} sets {'.'.join(keys)} = "
+                f"{json.dumps(theirs)}, which {decider} decides; remove it there"
+            )
+    return merge_over(generated, given)
 
 
 def merge_over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +75,14 @@ def merge_over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(below, dict) and isinstance(value, dict)
         merged[key] = merge_over(below, value) if both and isinstance(below, dict) else value
     return merged
+
+
+def _at(values: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    """The value at a path of keys, or None."""
+    found: Any = values
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -69,10 +96,4 @@ def _read(path: str) -> dict[str, Any]:
         raise ConfigError(f"runtime.deepspeed_config = {path}: not valid JSON: {error}") from error
     if not isinstance(given, dict):
         raise ConfigError(f"runtime.deepspeed_config = {path}: must hold a JSON object")
-    clash = [key for key in _OURS if key in given]
-    if clash:
-        raise ConfigError(
-            f"runtime.deepspeed_config = {path} sets {', '.join(clash)}, which optim.batch_size and "
-            "runtime.micro_batch_size decide; remove it there"
-        )
     return given

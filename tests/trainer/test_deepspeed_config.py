@@ -1,0 +1,114 @@
+"""What is handed to DeepSpeed, and what a user's own JSON may and may not change in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.deepspeed_config import deepspeed_config, merge_over
+from trainer.settings import (
+    ConfigError,
+    DataSettings,
+    OptimSettings,
+    RuntimeSettings,
+    TrainSettings,
+)
+
+
+def settings(**runtime: Any) -> TrainSettings:
+    return TrainSettings(
+        data=DataSettings(corpus="somewhere"),
+        optim=OptimSettings(batch_size=24, grad_clip=0.5),
+        runtime=RuntimeSettings(**{"trainers": 2, "micro_batch_size": 3, **runtime}),
+    )
+
+
+def own_json(tmp_path: Path, content: str) -> TrainSettings:
+    path = tmp_path / "own.json"
+    path.write_text(content, encoding="utf-8")
+    return settings(deepspeed_config=str(path))
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_each_stage_and_precision_is_what_was_asked_for(stage: int, precision: str) -> None:
+    given = deepspeed_config(settings(zero_stage=stage, precision=precision), on_gpu=False)
+    assert given["zero_optimization"]["stage"] == stage
+    enabled = {name for name in ("bf16", "fp16") if given[name]["enabled"]}
+    assert enabled == {precision} - {"fp32"}
+    assert json.loads(json.dumps(given)) == given
+
+
+def test_the_batch_is_the_product_that_deepspeed_demands() -> None:
+    given = deepspeed_config(settings(), on_gpu=False)
+    assert given["train_micro_batch_size_per_gpu"] == 3
+    assert given["gradient_accumulation_steps"] == 4
+    assert given["train_batch_size"] == 3 * 4 * 2
+    assert given["gradient_clipping"] == 0.5
+
+
+def test_communication_overlaps_only_where_there_are_streams() -> None:
+    assert deepspeed_config(settings(), on_gpu=True)["zero_optimization"]["overlap_comm"]
+    assert not deepspeed_config(settings(), on_gpu=False)["zero_optimization"]["overlap_comm"]
+
+
+def test_a_users_json_is_merged_over_the_generated_one(tmp_path: Path) -> None:
+    own = {
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": 1000},
+        "wall_clock_breakdown": True,
+        "comms_logger": {"enabled": True},
+    }
+    given = deepspeed_config(own_json(tmp_path, json.dumps(own)), on_gpu=False)
+    assert given["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert given["zero_optimization"]["contiguous_gradients"] is True
+    assert given["wall_clock_breakdown"] is True
+    assert given["comms_logger"] == {"enabled": True}
+
+
+@pytest.mark.parametrize(
+    ("own", "named", "decider"),
+    [
+        ({"train_batch_size": 64}, "train_batch_size = 64", "optim.batch_size"),
+        ({"train_micro_batch_size_per_gpu": 8}, "train_micro", "runtime.micro_batch_size"),
+        ({"gradient_accumulation_steps": 1}, "gradient_acc", "runtime.micro_batch_size"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping = 1.0", "optim.grad_clip"),
+        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage = 3", "runtime.zero_stage"),
+        ({"bf16": {"enabled": True}}, "bf16.enabled = true", "runtime.precision"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled = true", "runtime.precision"),
+        ({"optimizer": {"type": "Lamb"}}, "optimizer", "optim"),
+        ({"scheduler": {"type": "WarmupLR"}}, "scheduler", "optim"),
+    ],
+)
+def test_what_the_runs_settings_decide_is_refused(
+    tmp_path: Path, own: dict[str, Any], named: str, decider: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        deepspeed_config(own_json(tmp_path, json.dumps(own)), on_gpu=False)
+    for part in (named, decider, "own.json"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("{", "not valid JSON"), ("[1]", "must hold a JSON object"), ("3", "must hold a JSON object")],
+)
+def test_a_bad_json_is_named(tmp_path: Path, content: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"own.json: {reason}"):
+        deepspeed_config(own_json(tmp_path, content), on_gpu=False)
+
+
+def test_a_missing_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "missing.json"
+    with pytest.raises(ConfigError, match=r"missing\.json: cannot be read: No such file"):
+        deepspeed_config(settings(deepspeed_config=str(path)), on_gpu=False)
+
+
+def test_merging_changes_neither_side() -> None:
+    base: dict[str, Any] = {"a": {"b": 1, "c": 2}, "d": 3}
+    over: dict[str, Any] = {"a": {"b": 9}, "d": {"e": 4}}
+    assert merge_over(base, over) == {"a": {"b": 9, "c": 2}, "d": {"e": 4}}
+    assert base == {"a": {"b": 1, "c": 2}, "d": 3}
+    assert over == {"a": {"b": 9}, "d": {"e": 4}}
