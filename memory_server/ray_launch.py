@@ -100,7 +100,7 @@ def start_actors(
                     index=index,
                     device="cuda" if gpus > 0 else "cpu",
                     threads=threads,
-                    coordinator=actors[0],
+                    coordinator=name,
                 )
             )
         _wait_until_up(actors[1:], timeout_s)

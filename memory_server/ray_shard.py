@@ -13,7 +13,7 @@ from memory_server.api import Entry, KeyEncoderFactory
 from memory_server.epochs import EpochPlan
 from memory_server.errors import CoordinatorLost, MemoryServerError
 from memory_server.held_epoch import ShardStatus
-from memory_server.ray_names import unpack_weights
+from memory_server.ray_names import NAMESPACE, unpack_weights
 from memory_server.replies import ShardReply
 from memory_server.shard import LoadWeights, Shard
 
@@ -33,12 +33,16 @@ class ShardHost:
         index: str,
         device: str,
         threads: int,
-        coordinator: Any,
+        coordinator: str,
     ) -> None:
         """Load the shard and begin to build every epoch that the coordinator knows.
 
         An actor whose constructor raises is never restarted, so a failure here is kept and told to
         whoever calls.
+
+        Args:
+            coordinator: the coordinator's name. Not its handle: Ray keeps that in the object store,
+                and an actor whose constructor needs the store may fail to restart.
         """
         torch.set_num_threads(threads)
         self._broken: MemoryServerError | None = None
@@ -50,10 +54,11 @@ class ShardHost:
         except MemoryServerError as error:
             self._broken = error
 
-    def _join(self, coordinator: Any) -> None:
+    def _join(self, coordinator: str) -> None:
         try:
-            held, live = ray.get(coordinator.join.remote(), timeout=JOIN_TIMEOUT_S)
-        except RayError as error:
+            actor = ray.get_actor(coordinator, namespace=NAMESPACE)
+            held, live = ray.get(actor.join.remote(), timeout=JOIN_TIMEOUT_S)
+        except (ValueError, RayError) as error:
             raise CoordinatorLost(
                 "a shard restarted, but the memory's coordinator does not answer: "
                 "close this memory and start it again"
