@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from cluster.config import ConfigError
@@ -83,7 +85,8 @@ def load_trained_model(path: Path, *, device: str = "cpu") -> TrainedModel:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
-        model, info = PlugLMForMaskedLM.from_pretrained(
+        # Its return type leaves out what output_loading_info adds.
+        loaded: Any = PlugLMForMaskedLM.from_pretrained(
             path, output_loading_info=True, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -91,6 +94,8 @@ def load_trained_model(path: Path, *, device: str = "cpu") -> TrainedModel:
             f"the model {path} cannot be loaded ({_first_line(error)}); restore it from a copy, or "
             "export it again"
         ) from error
+    model: PlugLMForMaskedLM = loaded[0]
+    info: dict[str, Any] = loaded[1]
     if info["missing_keys"]:
         names = sorted(info["missing_keys"])
         raise ConfigError(
@@ -103,9 +108,11 @@ def load_trained_model(path: Path, *, device: str = "cpu") -> TrainedModel:
             f"the model {path} has {model.config.vocab_size} tokens, but the tokenizer beside it "
             f"{len(tokenizer)}; put the tokenizer there that it was trained with"
         )
+    nn.Module.to(model, torch.device(device))
+    nn.Module.eval(model)
     return TrainedModel(
         path=path,
-        model=model.to(device).eval(),
+        model=model,
         tokenizer=tokenizer,
         fingerprint=tokenizer_fingerprint(tokenizer),
         device=device,

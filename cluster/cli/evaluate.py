@@ -113,8 +113,8 @@ Measure masked-LM loss and accuracy on held-out text: with the entries that the 
 finds, with those that it finds for other sentences, and with none. Where the memory
 holds the text's own passages, once with them and once without.""",
     example="""\
-pluglm evaluate runs/quickstart
-pluglm evaluate runs/quickstart --sequences 1000 -k 10 --json
+pluglm evaluate runs/quickstart/run-seed0
+pluglm evaluate runs/quickstart/run-seed0 --sequences 1000 -k 10 --json
 pluglm evaluate --model runs/first/model --corpus data/articles""",
     configure=_arguments,
     run=_run,

@@ -170,7 +170,7 @@ Show the entries nearest to a sentence, as the model sees it: every entry's key 
 computed with the model, the sentence is run through it, and the query of its last
 memory layer is searched for.""",
     example="""\
-pluglm memory search runs/quickstart "The capital of Portugal is [MASK]."
+pluglm memory search runs/quickstart/run-seed0 "The capital of Portugal is [MASK]."
 pluglm memory search data/articles "a river in Asia" --model runs/first/model -k 10 --json""",
     configure=_search_arguments,
     run=_search,

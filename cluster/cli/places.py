@@ -19,6 +19,16 @@ def is_run(path: Path) -> bool:
     return (path / CONFIG_FILE).is_file()
 
 
+def no_run(path: Path) -> FileNotFoundError:
+    """The refusal of a path that is no run directory; names the runs that lie in it."""
+    inside = sorted(child for child in path.glob("*") if is_run(child))
+    if inside:
+        hint = f"did you mean {' or '.join(str(run) for run in inside[:3])}?"
+    else:
+        hint = "give the directory that `pluglm pretrain` wrote to"
+    return FileNotFoundError(f"{path} is no run directory (it has no {CONFIG_FILE}); {hint}")
+
+
 def run_config(run_dir: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
     """The configuration that a run wrote down, with overrides.
 
@@ -26,10 +36,7 @@ def run_config(run_dir: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
         FileNotFoundError: it is no run directory. ConfigError: a bad override.
     """
     if not is_run(run_dir):
-        raise FileNotFoundError(
-            f"{run_dir} is no run directory (it has no {CONFIG_FILE}); give the directory that "
-            "`pluglm pretrain` wrote to"
-        )
+        raise no_run(run_dir)
     return load_config(run_dir / CONFIG_FILE, overrides)
 
 
@@ -52,7 +59,8 @@ def memory_path(path: Path) -> Path:
     """The store that a path leads to: itself, a corpus's own memory, or the one a run read.
 
     Raises:
-        FileNotFoundError: there is nothing. CorpusError, ConfigError: it is damaged.
+        FileNotFoundError: there is nothing, or only runs below it.
+        CorpusError, ConfigError: it is damaged.
     """
     if not path.exists():
         raise FileNotFoundError(
@@ -67,4 +75,6 @@ def memory_path(path: Path) -> Path:
         if config.memory.store:
             return Path(config.memory.store)
         return load_corpus_info(config.data.corpus).memory_path
+    if any(is_run(child) for child in path.glob("*")):
+        raise no_run(path)
     return path

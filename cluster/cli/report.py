@@ -15,12 +15,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from cluster.cli.places import no_run
+
     run: Path = options.run
     if not any((run / name).is_file() for name in _OF_A_RUN):
-        raise FileNotFoundError(
-            f"{run} is no run directory (it has neither {' nor '.join(_OF_A_RUN)}); give the "
-            "directory that `pluglm pretrain` wrote to"
-        )
+        raise no_run(run)
     from trainer.report import write_report
 
     print(write_report(run))
@@ -33,7 +32,7 @@ REPORT = Command(
     description="""\
 Write report.html from what a run's directory holds, and print its path. The page is
 self-contained: it needs no network. A run that is still going on can be looked at.""",
-    example="pluglm report runs/quickstart",
+    example="pluglm report runs/quickstart/run-seed0",
     configure=_arguments,
     run=_run,
 )
