@@ -8,16 +8,21 @@ from torch.nn import functional as F
 
 from model.config import PlugLMConfig
 
+# How much a position's likeness to an entry's token counts under memory_init="copy": at 1 the
+# attention over a few hundred tokens is nearly flat, at 3 the most alike stands out.
+COPY_SHARPNESS = 3.0
+
 
 class CopyLinear(nn.Linear):
-    """A square map on the path from an entry's token to the output.
+    """A map on the path from an entry's tokens to the output, or to its key.
 
-    `PlugLMConfig.memory_init="copy"` starts it at the identity; a class of its own, because weight
-    initialisation looks at the modules that hold parameters.
+    `PlugLMConfig.memory_init="copy"` starts it at `scale` times the identity; a class of its own,
+    because weight initialisation looks at the modules that hold parameters.
     """
 
-    def __init__(self, size: int) -> None:
-        super().__init__(size, size)
+    def __init__(self, in_features: int, out_features: int, *, scale: float = 1.0) -> None:
+        super().__init__(in_features, out_features)
+        self.scale = scale
 
 
 class SelfAttention(nn.Module):
@@ -65,10 +70,10 @@ class KnowledgeAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
         if self.kind != "sentence_level":
             self.beta = nn.Parameter(torch.full((self.heads,), float(config.memory_beta_init)))
-            self.q_proj = CopyLinear(hidden)
-            self.k_proj = CopyLinear(hidden)
-            self.v_proj = CopyLinear(hidden)
-            self.out_proj = CopyLinear(hidden)
+            self.q_proj = CopyLinear(hidden, hidden, scale=COPY_SHARPNESS)
+            self.k_proj = CopyLinear(hidden, hidden)
+            self.v_proj = CopyLinear(hidden, hidden)
+            self.out_proj = CopyLinear(hidden, hidden)
 
     def forward(
         self, a_BTH: Tensor, cos_BK: Tensor, values_BKJH: Tensor, mask_BKJ: Tensor

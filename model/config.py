@@ -32,10 +32,11 @@ class PlugLMConfig(PreTrainedConfig):
         value_pooling: an entry's value is its key's pooled vector (`shared`), a vector from a
             pooler of its own (`separate`), or one vector per token of the entry (`tokens`).
         query_norm: what normalises the query: `batch`, `layer` or `none`.
-        memory_init: `normal` draws every matrix from N(0, initializer_range); `copy` starts the
-            knowledge attention's and the value's square matrices at the identity, so that the
-            untrained memory layer already passes on the entry token most like the position that
-            asks.
+        memory_init: `normal` draws every matrix from N(0, initializer_range). `copy` starts the
+            memory path at the identity: queries and keys as the same pooled embeddings, so that a
+            passage is like itself before anything is learned; values, knowledge attention and the
+            head's first map as they are, so that the token most like the asking position is passed
+            on.
         memory_beta_init: start of β, the weight of the query-key cosine in the knowledge attention.
             Larger values let the best entry outweigh the others before the attention has learned
             anything.

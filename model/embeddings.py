@@ -8,6 +8,11 @@ from torch import Tensor, nn
 from model.config import PlugLMConfig
 
 
+class TypeEmbedding(nn.Embedding):
+    """Token types. With `memory_init="copy"` they start at zero: what all tokens share would make
+    every entry as like a query as the right one."""
+
+
 class Embeddings(nn.Module):
     """`Dropout(LN(W[ids] + P[position] + E[type]))`, positions from 0."""
 
@@ -18,7 +23,7 @@ class Embeddings(nn.Module):
             config.vocab_size, hidden, padding_idx=config.pad_token_id
         )
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, hidden)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, hidden)
+        self.token_type_embeddings = TypeEmbedding(config.type_vocab_size, hidden)
         self.LayerNorm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 

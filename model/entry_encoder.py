@@ -29,8 +29,8 @@ class EntryEncoder(nn.Module):
         self.pad_token_id = config.pad_token_id or 0
         self.value_pooling = config.value_pooling
         self.pooler = AttentivePooler(hidden)
-        self.key_proj = nn.Linear(hidden, config.key_size)
-        self.value_proj = CopyLinear(hidden)
+        self.key_proj = CopyLinear(hidden, config.key_size)
+        self.value_proj = CopyLinear(hidden, hidden)
         if config.value_pooling == "separate":
             self.value_pooler = AttentivePooler(hidden)
 

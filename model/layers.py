@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.attention import KnowledgeAttention, SelfAttention
+from model.attention import CopyLinear, KnowledgeAttention, SelfAttention
 from model.config import PlugLMConfig
 from model.embeddings import Embeddings
 from model.entry_encoder import EntryEncoder
@@ -55,7 +55,7 @@ class MemoryLayer(nn.Module):
         self.index = index
         self.attention = SelfAttention(config)
         self.pooler = AttentivePooler(config.hidden_size)
-        self.query_proj = nn.Linear(config.hidden_size, config.key_size)
+        self.query_proj = CopyLinear(config.hidden_size, config.key_size)
         self.query_norm = make_query_norm(config.query_norm, config.key_size)
         self.knowledge_attention = KnowledgeAttention(config)
         if config.memory_ffn_size:

@@ -13,7 +13,7 @@ from transformers.utils.generic import ModelOutput
 
 from model.attention import CopyLinear, KnowledgeAttention
 from model.config import PlugLMConfig
-from model.embeddings import Embeddings
+from model.embeddings import Embeddings, TypeEmbedding
 from model.entry_encoder import EntryEncoder
 from model.layers import MemoryLayer, PlainLayer, select_positions
 from model.losses import retrieval_loss
@@ -63,6 +63,7 @@ class PlugLMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        copying = self.config.memory_init == "copy"
         super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, QueryBatchNorm):
             ones_(module.weight)
@@ -72,8 +73,13 @@ class PlugLMPreTrainedModel(PreTrainedModel):
             zeros_(module.num_batches_tracked)
         elif isinstance(module, KnowledgeAttention) and module.kind != "sentence_level":
             constant_(module.beta, self.config.memory_beta_init)
-        elif isinstance(module, CopyLinear) and self.config.memory_init == "copy":
+        elif isinstance(module, CopyLinear) and copying:
+            # transformers' functions, because they leave alone what a checkpoint has filled.
             eye_(module.weight)
+            if not getattr(module.weight, "_is_hf_initialized", False):
+                module.weight.mul_(module.scale)
+        elif isinstance(module, TypeEmbedding) and copying:
+            zeros_(module.weight)
         elif isinstance(module, MaskedLMHead):
             zeros_(module.decoder_bias)
 
@@ -161,7 +167,7 @@ class MaskedLMHead(nn.Module):
     def __init__(self, config: PlugLMConfig) -> None:
         super().__init__()
         hidden = config.hidden_size
-        self.dense = nn.Linear(hidden, hidden)
+        self.dense = CopyLinear(hidden, hidden)
         self.LayerNorm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.decoder = nn.Linear(hidden, config.vocab_size, bias=False)
         self.decoder_bias = nn.Parameter(torch.zeros(config.vocab_size))

@@ -56,8 +56,8 @@ class ModelSettings:
     )
     memory_init: MemoryInit = documented(
         "normal",
-        "Start of the memory attention: small random matrices (normal), or identities (copy), so "
-        "that the untrained layer already passes on the entry's token most like the position.",
+        "Start of the memory path: small random matrices (normal), or identities (copy), so that "
+        "a passage finds itself and passes its tokens on before anything is learned.",
     )
     memory_beta_init: float = documented(
         1.0,

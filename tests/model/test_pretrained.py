@@ -63,29 +63,38 @@ def test_the_decoder_is_the_word_embedding_except_in_legacy(legacy: bool, tmp_pa
         assert same is not legacy
 
 
-def test_copy_starts_the_memory_at_the_identity_and_nothing_else() -> None:
+def test_copy_starts_the_memory_path_at_the_identity_and_nothing_else() -> None:
     torch.manual_seed(0)
     model = PlugLMForMaskedLM(PlugLMConfig(**SIZES, memory_init="copy"))
-    eye = torch.eye(16)
-    knowledge = model.pluglm.layers[2].knowledge_attention
-    copied = {
-        id(m): m
-        for m in (
-            knowledge.q_proj,
-            knowledge.k_proj,
-            knowledge.v_proj,
-            knowledge.out_proj,
-            model.pluglm.entry_encoder.value_proj,
-        )
-    }
+    layer, entries = model.pluglm.layers[2], model.pluglm.entry_encoder
+    knowledge = layer.knowledge_attention
+    square = (knowledge.k_proj, knowledge.v_proj, knowledge.out_proj, entries.value_proj)
+    scales = {id(m): 1.0 for m in (*square, model.head.dense)} | {id(knowledge.q_proj): 3.0}
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and module.weight.shape == (16, 16):
-            assert torch.equal(module.weight, eye) is (id(module) in copied)
-    assert not any(m.bias.any() for m in copied.values())
+            expected = scales.get(id(module))
+            is_identity = torch.equal(module.weight, torch.eye(16) * (expected or 1.0))
+            assert is_identity is (expected is not None)
+    # Queries and keys are the same projection of the same embeddings.
+    assert torch.equal(layer.query_proj.weight, entries.key_proj.weight)
+    assert torch.equal(entries.key_proj.weight, torch.eye(SIZES["key_size"], 16))
+    assert not model.pluglm.embeddings.token_type_embeddings.weight.any()
     normal = PlugLMForMaskedLM(PlugLMConfig(**SIZES))
+    assert normal.pluglm.embeddings.token_type_embeddings.weight.any()
     for module in normal.modules():
         if isinstance(module, torch.nn.Linear) and module.weight.shape == (16, 16):
             assert 0.01 < float(module.weight.detach().std()) < 0.03
+
+
+def test_loading_a_copying_model_does_not_start_it_again(tmp_path: Path) -> None:
+    model = PlugLMForMaskedLM(PlugLMConfig(**SIZES, memory_init="copy"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    loaded = PlugLMForMaskedLM.from_pretrained(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
 
 
 def test_a_copying_memory_passes_on_the_token_that_is_asked_for() -> None:
