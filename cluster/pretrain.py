@@ -47,6 +47,7 @@ def pretrain(
     resume: bool = False,
     say: Say | None = None,
     notes: dict[str, str] | None = None,
+    after: AfterTraining | None = None,
 ) -> int:
     """Pre-train on a corpus, from its first step or from the newest checkpoint; blocks.
 
@@ -55,6 +56,8 @@ def pretrain(
         resume: go on with the run in `config.run.dir`.
         say: receives lines for a person; standard error when None.
         notes: what the report says of the text ({"source", "licence"}).
+        after: called with the job when training is complete and the memory still serves; the lines
+            that it returns are said at the end.
 
     Returns:
         0 when the run is complete; 130 or 143 when a signal asked it to end (a checkpoint of the
@@ -66,7 +69,9 @@ def pretrain(
     """
     source = checks.corpus_source(config)
     task = CorpusTask(Path(config.data.corpus).resolve(), source.store.resolve())
-    return run_task(config, task, source, resume=resume, say=say, notes=notes)
+    return run_task(
+        config, task, source, resume=resume, say=say, notes=notes, after=after
+    )
 
 
 def run_task(
@@ -79,12 +84,7 @@ def run_task(
     notes: dict[str, str] | None = None,
     after: AfterTraining | None = None,
 ) -> int:
-    """Train on any task; see `pretrain`.
-
-    Args:
-        after: called with the job when training is complete and the memory still serves; the lines
-            that it returns are said at the end.
-    """
+    """Train on any task; see `pretrain`."""
     tell = say or _to_stderr
     device = checks.resolve_device(config)
     checks.check_model(config, source)
