@@ -1,8 +1,9 @@
 """Checkpoints of a run: one directory each, complete or absent.
 
-A checkpoint is written under a temporary name and renamed when every rank has finished, so a
-directory named ``step-00000100`` is whole whenever the process died. `state.json` ties together
-what belongs together: DeepSpeed's files, the data cursor, and the memory's epoch.
+A checkpoint is written under a temporary name and renamed when every rank has finished, and an old
+one is renamed before it is removed, so a directory named ``step-00000100`` is whole whenever the
+process died. `state.json` ties together what belongs together: DeepSpeed's files, the data cursor,
+and the memory's epoch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ CHECKPOINTS = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})")
 _STATE = "state.json"
 _KEY_WEIGHTS = "key_weights.safetensors"
+_WRITING, _REPLACED, _REMOVED = ".writing-", ".replaced-", ".removed-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,13 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest committed checkpoint, or None."""
+    """The newest committed checkpoint, or None; undoes a replacement that a crash cut in two."""
+    for replaced in (run_dir / CHECKPOINTS).glob(f"{_REPLACED}step-*"):
+        committed = replaced.with_name(replaced.name.removeprefix(_REPLACED))
+        # Every rank may look at once; one of them renames.
+        with suppress(FileNotFoundError):
+            if not committed.exists():
+                replaced.rename(committed)
     found = committed_checkpoints(run_dir)
     return found[-1] if found else None
 
@@ -107,15 +116,19 @@ def read_key_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 def begin(run_dir: Path, step: int) -> Path:
     """Make the temporary directory of a checkpoint (rank 0), removing what a crash left behind."""
-    temporary = _temporary(run_dir, step)
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_path(run_dir, step)
+    latest_checkpoint(run_dir)
+    for pattern in (_WRITING, _REMOVED, _REPLACED):
+        for left in temporary.parent.glob(f"{pattern}*"):
+            shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     return temporary
 
 
 def temporary_path(run_dir: Path, step: int) -> Path:
     """Where ranks write a checkpoint before it is committed."""
-    return _temporary(run_dir, step)
+    final = checkpoint_path(run_dir, step)
+    return final.with_name(f"{_WRITING}{final.name}")
 
 
 def write_rng(directory: Path, rank: int) -> None:
@@ -147,9 +160,10 @@ def commit(
     Raises:
         OSError: the disk refused; the temporary directory is left for `begin` to remove.
     """
-    temporary = _temporary(run_dir, state.step)
+    temporary = temporary_path(run_dir, state.step)
     save_file(dict(key_weights), temporary / _KEY_WEIGHTS)
-    files = sorted(p for p in temporary.rglob("*") if p.is_file())
+    inside = sorted(temporary.rglob("*"))
+    files = [p for p in inside if p.is_file()]
     values: dict[str, Any] = {
         **asdict(state),
         "cursor": state.cursor.to_json(),
@@ -157,31 +171,35 @@ def commit(
         "file_bytes": {str(p.relative_to(temporary)): p.stat().st_size for p in files},
     }
     (temporary / _STATE).write_text(json.dumps(values, indent=1), encoding="utf-8")
-    for path in [*files, temporary / _STATE, temporary]:
+    for path in [*inside, temporary / _STATE, temporary]:
         _sync(path)
     final = checkpoint_path(run_dir, state.step)
     if final.exists():
-        # The same step again, after a resume: the newer one replaces it.
-        retired = final.with_name(f".old-{final.name}")
-        shutil.rmtree(retired, ignore_errors=True)
-        final.rename(retired)
+        # The same step again: the newer one replaces it; `latest_checkpoint` knows of a crash here.
+        replaced = final.with_name(f"{_REPLACED}{final.name}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
         temporary.rename(final)
-        shutil.rmtree(retired)
+        _remove(replaced)
     else:
         temporary.rename(final)
     _sync(final.parent)
     for old in committed_checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
     return final
 
 
 def abandon(run_dir: Path, step: int) -> None:
     """Remove the temporary directory of a checkpoint that failed."""
-    shutil.rmtree(_temporary(run_dir, step), ignore_errors=True)
+    shutil.rmtree(temporary_path(run_dir, step), ignore_errors=True)
 
 
-def _temporary(run_dir: Path, step: int) -> Path:
-    return run_dir / CHECKPOINTS / f".writing-step-{step:08d}"
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, renamed first, so that half of it is never taken for a whole one."""
+    removed = checkpoint.with_name(f"{_REMOVED}{checkpoint.name.removeprefix(_REPLACED)}")
+    shutil.rmtree(removed, ignore_errors=True)
+    checkpoint.rename(removed)
+    shutil.rmtree(removed)
 
 
 def _sync(path: Path) -> None:
