@@ -72,21 +72,49 @@ def _take_bert(model: PlugLMForMaskedLM, init_from: str) -> None:
             f"model.init_from = {init_from}: holds no config.json; give the directory of a "
             "BERT-like checkpoint in transformers' format"
         )
-    source_config = AutoConfig.from_pretrained(init_from)
-    if source_config.model_type != "bert":
-        raise ConfigError(
-            f"model.init_from = {init_from}: is a {source_config.model_type!r} model; only "
-            "BERT-like checkpoints can be the start"
-        )
-    _check_sizes(model.config, source_config, init_from)
-    # The pooler belongs to next-sentence prediction; PlugLM has none.
-    source = AutoModel.from_pretrained(init_from, add_pooling_layer=False).state_dict()
-    target = model.pluglm.state_dict()
-    taken = {ours: source[theirs] for ours, theirs in _bert_names(target) if theirs in source}
+    try:
+        source_config = AutoConfig.from_pretrained(init_from)
+        if source_config.model_type != "bert":
+            raise ConfigError(
+                f"model.init_from = {init_from}: is a {source_config.model_type!r} model; only "
+                "BERT-like checkpoints can be the start"
+            )
+        _check_sizes(model.config, source_config, init_from)
+        # The pooler belongs to next-sentence prediction; PlugLM has none.
+        source = AutoModel.from_pretrained(init_from, add_pooling_layer=False)
+    except OSError as error:
+        raise ConfigError(f"model.init_from = {init_from}: cannot be loaded: {error}") from error
     with torch.no_grad():
-        for name, tensor in taken.items():
-            # The checkpoint may have more positions than this model wants.
-            target[name].copy_(tensor[: target[name].shape[0]])
+        for ours, theirs in bert_modules(model.config).items():
+            given = dict(source.get_submodule(theirs).named_parameters())
+            for name, parameter in model.pluglm.get_submodule(ours).named_parameters():
+                # The checkpoint may have more positions than this model wants.
+                parameter.copy_(given[name][: len(parameter)])
+
+
+def bert_modules(config: PlugLMConfig) -> dict[str, str]:
+    """The modules that a PlugLM shares with BERT: our names to those of `transformers.BertModel`.
+
+    Of a memory layer these are the attention and the LayerNorm of the output: its small FFN and all
+    that reads the memory are no part of BERT.
+    """
+    shared = {"embeddings": "embeddings"}
+    for layer in range(config.num_hidden_layers):
+        parts = _ATTENTION | {"LayerNorm": "output.LayerNorm"}
+        if layer < config.num_hidden_layers - config.num_memory_layers:
+            parts |= {"ffn.dense_in": "intermediate.dense", "ffn.dense_out": "output.dense"}
+        for ours, theirs in parts.items():
+            shared[f"layers.{layer}.{ours}"] = f"encoder.layer.{layer}.{theirs}"
+    return shared
+
+
+_ATTENTION = {
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.dense": "attention.output.dense",
+    "attention.LayerNorm": "attention.output.LayerNorm",
+}
 
 
 def _check_sizes(config: PlugLMConfig, source: Any, init_from: str) -> None:
@@ -95,6 +123,7 @@ def _check_sizes(config: PlugLMConfig, source: Any, init_from: str) -> None:
         ("num_attention_heads", "model.num_heads"),
         ("intermediate_size", "model.intermediate_size"),
         ("vocab_size", "the corpus's tokenizer's vocabulary"),
+        ("type_vocab_size", "this model's number of token types"),
     ):
         wanted, given = getattr(config, ours), getattr(source, ours)
         if wanted != given:
@@ -112,30 +141,8 @@ def _check_sizes(config: PlugLMConfig, source: Any, init_from: str) -> None:
                 f"model.init_from = {init_from}: its {ours} is {given}, but {setting} is {wanted}; "
                 f"lower it to {given} or less"
             )
-
-
-def _bert_names(ours: dict[str, Tensor]) -> list[tuple[str, str]]:
-    """Pairs (our name, transformers' BERT name) of the parts that both have."""
-    renamed = []
-    for name in ours:
-        theirs = name
-        for a, b in (
-            ("layers.", "encoder.layer."),
-            (".attention.query.", ".attention.self.query."),
-            (".attention.key.", ".attention.self.key."),
-            (".attention.value.", ".attention.self.value."),
-            (".attention.dense.", ".attention.output.dense."),
-            (".attention.LayerNorm.", ".attention.output.LayerNorm."),
-            (".ffn.dense_in.", ".intermediate.dense."),
-            (".ffn.dense_out.", ".output.dense."),
-        ):
-            theirs = theirs.replace(a, b)
-        parts = theirs.split(".")
-        if parts[0] == "encoder" and parts[3] == "LayerNorm":
-            theirs = ".".join([*parts[:3], "output", *parts[3:]])
-        if "encoder.layer." in theirs and f"layers.{parts[2]}.pooler.att_fc1.weight" in ours:
-            # A memory layer's small FFN is another part than BERT's FFN.
-            if ".intermediate." in theirs or ".output.dense." in theirs.replace(".attention", ""):
-                continue
-        renamed.append((name, theirs))
-    return renamed
+    if source.hidden_act != "gelu":
+        raise ConfigError(
+            f"model.init_from = {init_from}: its hidden_act is {source.hidden_act!r}, but this "
+            "model computes 'gelu'; give another checkpoint"
+        )
