@@ -10,7 +10,14 @@ from torch import nn
 
 from trainer.settings import OptimSettings
 
-_MEMORY_PATH = (".entry_encoder.", ".knowledge_attention.", ".query_proj.", ".query_norm.")
+# `.pooler.` is the entries' and that of each memory layer's query.
+_MEMORY_PATH = (
+    ".entry_encoder.",
+    ".knowledge_attention.",
+    ".pooler.",
+    ".query_proj.",
+    ".query_norm.",
+)
 
 
 def parameter_groups(model: nn.Module, optim: OptimSettings) -> list[dict[str, Any]]:

@@ -80,7 +80,15 @@ def test_the_memory_path_has_its_own_rate() -> None:
     groups = group_of(model, OptimSettings(lr=0.01, memory_lr_scale=3.0))
     scaled = {name for name, group in groups.items() if group["lr"] == 0.03}
     assert {group["lr"] for group in groups.values()} == {0.01, 0.03}
-    for part in ("key_proj", "value_proj", "value_pooler", "query_proj", "query_norm", "beta"):
+    for part in (
+        "key_proj",
+        "value_proj",
+        "value_pooler",
+        "layers.1.pooler",
+        "query_proj",
+        "query_norm",
+        "beta",
+    ):
         assert any(part in name for name in scaled), part
     everyone = {"embeddings", "attention", "ffn", "head"}
     assert not any(set(name.split(".")) & everyone for name in scaled)
