@@ -169,18 +169,19 @@ class _Run:
         try:
             self.engine.train()
             self.timer.take()
-            while True:
+            stopped = False
+            while self.step < settings.optim.steps:
                 stopped = self.follower.boundary(self.step, stop=self.control.stop_requested())
-                if stopped or self.step >= settings.optim.steps:
+                if stopped:
                     break
                 self._train_step(stream)
                 self._log()
-                every = settings.checkpoint.every_steps
-                if every and self.step % every == 0:
-                    self._save(stream.cursor)
-                every = settings.evaluate.every_steps
-                if every and self.step % every == 0:
-                    self._evaluate()
+                # What comes once in a while is left out of the steps' speed.
+                with self.timer.paused():
+                    if _due(self.step, settings.checkpoint.every_steps):
+                        self._save(stream.cursor)
+                    if _due(self.step, settings.evaluate.every_steps):
+                        self._evaluate()
             if self.step != self.saved_step:
                 self._save(stream.cursor)
         finally:
@@ -305,7 +306,6 @@ class _Run:
             numbers["right_entry_rate"] = values[-2] / values[-1]
         self._record("eval", self.step, **numbers, seconds=time.perf_counter() - started)
         self.engine.train()
-        self.timer.take()
 
     def _save(self, cursor: Cursor) -> None:
         """Write and commit a checkpoint; collective.
@@ -343,7 +343,6 @@ class _Run:
 
         self._on_rank_0(commit)
         self.saved_step = self.step
-        self.timer.take()
 
     def _on_rank_0(self, write: Callable[[], object]) -> None:
         """Let rank 0 write, and fail on every rank if the disk refused it there; collective."""
@@ -378,3 +377,8 @@ class _Run:
     def _record(self, kind: str, step: int, **numbers: object) -> None:
         if self.metrics is not None:
             self.metrics.write(kind, step, **numbers)
+
+
+def _due(step: int, every: int) -> bool:
+    """Whether something done every so many steps (0: never) is done after this one."""
+    return every > 0 and step % every == 0

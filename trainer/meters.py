@@ -35,6 +35,16 @@ class StepTimer:
         """Add seconds that were measured elsewhere."""
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the block out, its seconds and its parts: what is no part of a training step."""
+        before, start = dict(self._seconds), self._clock()
+        try:
+            yield
+        finally:
+            self._seconds = before
+            self._started += self._clock() - start
+
     def take(self) -> tuple[dict[str, float], float]:
         """Return (seconds by part, seconds in all since the last take) and start afresh."""
         now = self._clock()

@@ -55,3 +55,14 @@ def test_other_ranks_are_summed_in_one_call() -> None:
     means.add(b=10.0, a=1.0)
     assert means.take(all_reduce) == {"a": 2.0, "b": 10.0}
     assert len(calls) == 1
+
+
+def test_what_happens_while_paused_is_left_out() -> None:
+    now = [0.0]
+    timer = StepTimer(clock=lambda: now[0])
+    with timer.part("retrieval"):
+        now[0] += 1.0
+    with timer.paused(), timer.part("retrieval"):
+        now[0] += 100.0
+    now[0] += 2.0
+    assert timer.take() == ({"retrieval": 1.0}, 3.0)
