@@ -73,7 +73,7 @@ class Gang:
         """Rank 0's newest numbers and messages; nothing when it does not answer."""
         try:
             polled: tuple[dict[str, Any], list[str]] = ray.get(
-                self.actors[0].poll.remote(), timeout=5.0
+                self.actors[0].poll.options(concurrency_group="control").remote(), timeout=5.0
             )
         except (RayActorError, ray.exceptions.GetTimeoutError):
             return {}, []
@@ -81,7 +81,7 @@ class Gang:
 
     def request_stop(self) -> None:
         """Ask for a checkpoint and a clean end at the next step boundary."""
-        self.actors[0].request_stop.remote()
+        self.actors[0].request_stop.options(concurrency_group="control").remote()
 
     def evaluate(self, job: TrainJob) -> Any:
         """Begin the final evaluation on rank 0; returns its reference."""
@@ -118,7 +118,7 @@ def trainer_gang(runtime: RuntimeSettings, *, on_gpu: bool, loopback: bool) -> I
         }
         if loopback:
             environment["GLOO_SOCKET_IFNAME"] = "lo"
-        host: Any = ray.remote(concurrency_groups={"control": 1, "run": 1})(TrainerHost)  # type: ignore[call-overload]
+        host: Any = ray.remote(concurrency_groups={"control": 1})(TrainerHost)  # type: ignore[call-overload]
         actors = [
             host.options(
                 num_cpus=bundle["CPU"],
