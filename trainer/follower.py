@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from enum import IntEnum
 
 from torch import Tensor
 
-from memory_server.api import Memory
-from memory_server.errors import RefreshFailed
+from memory_server.api import Memory, StageState
+from memory_server.errors import MemoryServerError
 from trainer.distributed import broadcast_integers
 from trainer.engine import TrainingEngine
 from trainer.errors import TrainingError
 from trainer.settings import MemorySettings
 
-_POLL_S = 0.2
+_LOOK_EVERY_S = 0.2
 _SEAL_TIMEOUT_S = 24 * 3600.0
+
+
+class _Publish(IntEnum):
+    NO = 0
+    AND_GO_ON = 1
+    AND_WAIT = 2
 
 
 class RefreshClock:
@@ -36,7 +43,7 @@ class RefreshClock:
         return self._on and step - published_step >= self._every
 
     def too_stale(self, step: int, encoder_step: int) -> bool:
-        """Whether the live keys are as old as allowed, so that training must wait for newer ones."""
+        """Whether the live keys are as old as allowed, so that training must wait."""
         return self._on and self._bound > 0 and step - encoder_step >= self._bound
 
 
@@ -82,8 +89,8 @@ class MemoryFollower:
         self._next_content, self._next_weights = live_content, live_weights
         self._content_version, self._record, self._say = content_version, record, say
         self._staged: int | None = None
-        self._staged_sealed = False
-        self._staged_at = self._polled_at = 0.0
+        self._staged_at = self._looked_at = 0.0
+        self._failure = ""
         self._stood_still = 0.0
 
     def boundary(self, step: int, *, stop: bool) -> bool:
@@ -100,14 +107,20 @@ class MemoryFollower:
             TrainingError: the keys may not get older, and newer ones cannot be made.
         """
         started = time.perf_counter()
-        switch, publish = self._decide(step) if self._leads else (-1, False)
+        switch, publish = self._decide(step, stop) if self._leads else (-1, _Publish.NO)
         # What is staged was made by the weights published last.
         plan = [int(stop), switch, self.published_step, int(publish)]
-        stop_all, switch, encoder_step, publish_all = broadcast_integers(plan, self._engine.device)
+        stop_all, switch, encoder_step, publish = broadcast_integers(plan, self._engine.device)
         if switch >= 0:
             self._switch(step, switch, encoder_step, started)
-        if publish_all:
-            self._publish(step, wait=self._settings.refresh == "sync")
+        if publish != _Publish.NO:
+            self._publish(step, wait=publish == _Publish.AND_WAIT)
+        if not stop_all and self._clock.too_stale(step, self.encoder_step):
+            raise TrainingError(
+                f"the keys are {step - self.encoder_step} steps old, memory.max_staleness_steps = "
+                f"{self._settings.max_staleness_steps} allows no more, and the refresh failed"
+                f"{f': {self._failure}' if self._leads else ' (rank 0 says why)'}"
+            )
         return bool(stop_all)
 
     def finish(self, step: int) -> None:
@@ -115,41 +128,41 @@ class MemoryFollower:
         self._drop_staged()
         self._publish(step, wait=True)
 
-    def _decide(self, step: int) -> tuple[int, bool]:
+    def _decide(self, step: int, stop: bool) -> tuple[int, int]:
         """Rank 0: (sealed epoch to switch to or -1, whether to publish)."""
+        stale = not stop and self._clock.too_stale(step, self.encoder_step)
         switch = -1
-        stale = self._clock.too_stale(step, self.encoder_step)
         if self._staged is not None:
-            failure = self._seal(self._staged, wait=stale)
-            if failure is not None:
-                self._fail(step, failure)
-                if stale:
-                    raise TrainingError(
-                        f"the keys are {step - self.encoder_step} steps old, which is the most that "
-                        f"memory.max_staleness_steps allows, and the refresh failed: {failure}"
-                    )
-            elif self._staged_sealed:
+            state, reason = self._look(self._staged, wait=stale)
+            if state == "sealed":
                 switch = self._staged
-        free = self._staged is None or switch >= 0
-        return switch, free and self._clock.due(step, self.published_step)
+            elif state == "failed":
+                self._fail(step, reason)
+        if stop:
+            return switch, _Publish.NO
+        if stale and switch < 0:
+            return switch, _Publish.AND_WAIT
+        if (self._staged is not None and switch < 0) or not self._clock.due(
+            step, self.published_step
+        ):
+            return switch, _Publish.NO
+        at_once = self._settings.refresh == "sync"
+        return switch, _Publish.AND_WAIT if at_once else _Publish.AND_GO_ON
 
-    def _seal(self, epoch: int, *, wait: bool) -> str | None:
-        """Look whether an epoch is sealed (or wait until it is); returns why it failed, if it did."""
-        self._staged_sealed = False
+    def _look(self, epoch: int, *, wait: bool) -> tuple[StageState, str]:
+        """How far a staged epoch is, or how it ended up: (state, why it failed)."""
         now = time.monotonic()
-        if not wait and now - self._polled_at < _POLL_S:
-            return None
-        self._polled_at = now
-        if wait:
-            try:
+        if not wait and now - self._looked_at < _LOOK_EVERY_S:
+            return "encoding", ""
+        self._looked_at = now
+        try:
+            if wait:
                 self._memory.wait_sealed(epoch, _SEAL_TIMEOUT_S)
-            except RefreshFailed as error:
-                return str(error)
-            self._staged_sealed = True
-            return None
-        status = self._memory.staging(epoch)
-        self._staged_sealed = status.state == "sealed"
-        return (status.error or "no reason given") if status.state == "failed" else None
+                return "sealed", ""
+            status = self._memory.staging(epoch)
+        except MemoryServerError as error:
+            return "failed", str(error)
+        return status.state, status.error or ""
 
     def _publish(self, step: int, *, wait: bool) -> None:
         """Hand the weights to the memory; with `wait` the new epoch is live when this returns."""
@@ -158,26 +171,36 @@ class MemoryFollower:
         if self._leads or self._engine.settings.runtime.zero_stage == 3:
             weights = self._engine.key_weights()
         self.published_step = step
-        failure = None
-        if self._leads:
-            content = self._content_version(step)
-            self._staged = self._memory.stage(
-                encoder_step=step, weights=weights, content_version=content
-            )
-            self._next_weights = weights
-            self._next_content = content or self.content_version
-            self._staged_at, self._polled_at = started, 0.0
-            failure = self._seal(self._staged, wait=True) if wait else None
+        sealed = -1
+        if self._leads and self._stage(step, weights, started) and wait:
+            assert self._staged is not None
+            state, reason = self._look(self._staged, wait=True)
+            if state == "sealed":
+                sealed = self._staged
+            else:
+                self._fail(step, reason)
         if not wait:
             self._stood_still = time.perf_counter() - started
             return
-        sealed = -1 if self._staged is None or failure is not None else self._staged
-        (epoch,) = broadcast_integers([sealed], self._engine.device)
+        (sealed,) = broadcast_integers([sealed], self._engine.device)
         self._stood_still = 0.0
-        if epoch >= 0:
-            self._switch(step, epoch, step, started)
-        elif failure is not None:
-            self._fail(step, failure)
+        if sealed >= 0:
+            self._switch(step, sealed, step, started)
+
+    def _stage(self, step: int, weights: dict[str, Tensor], started: float) -> bool:
+        """Rank 0: begin an epoch of these weights; False when the memory refused it."""
+        content = self._content_version(step)
+        try:
+            self._staged = self._memory.stage(
+                encoder_step=step, weights=weights, content_version=content
+            )
+        except MemoryServerError as error:
+            self._fail(step, str(error))
+            return False
+        self._next_weights = weights
+        self._next_content = content or self.content_version
+        self._staged_at, self._looked_at = started, 0.0
+        return True
 
     def _switch(self, step: int, epoch: int, encoder_step: int, started: float) -> None:
         """Every rank: searches are pinned to the new epoch from now on."""
@@ -203,12 +226,19 @@ class MemoryFollower:
         )
 
     def _fail(self, step: int, failure: str) -> None:
+        self._failure = failure
         self._drop_staged()
         message = f"refresh failed, epoch {self.epoch} goes on serving: {failure}"
         self._record("event", step, message=message)
         self._say(message)
 
     def _drop_staged(self) -> None:
-        if self._leads and self._staged is not None:
-            self._memory.release(self._staged)
-            self._staged = None
+        if self._staged is None:
+            return
+        staged, self._staged = self._staged, None
+        try:
+            self._memory.release(staged)
+        except MemoryServerError as error:
+            # A memory that could not stage it may not be able to forget it either; training needs
+            # only the epoch that serves.
+            self._say(f"epoch {staged} of the memory is not released: {error}")
