@@ -17,7 +17,6 @@ from trainer.corpus.info import load_corpus_info
 from trainer.data.cursor import Cursor
 from trainer.data.sequences import SequenceDataset
 from trainer.deepspeed_config import deepspeed_config
-from trainer.metrics import METRICS_FILE
 from trainer.settings import ConfigError
 
 
@@ -149,7 +148,7 @@ def find_start(config: PretrainConfig, run_dir: Path, *, resume: bool, content: 
     """
     checkpoint = latest_checkpoint(run_dir)
     if not resume:
-        if checkpoint is not None or (run_dir / METRICS_FILE).exists():
+        if checkpoint is not None:
             raise LaunchError(
                 f"{run_dir} already holds a run; go on with it with --resume, or choose another "
                 "directory with run.dir=DIR"
@@ -167,7 +166,6 @@ def find_start(config: PretrainConfig, run_dir: Path, *, resume: bool, content: 
     if checkpoint is None:
         raise LaunchError(
             f"{run_dir} holds no committed checkpoint to resume from; start it without --resume"
-            + (" in another directory" if (run_dir / METRICS_FILE).exists() else "")
         )
     state = read_state(checkpoint)
     for name, given, needed in (

@@ -6,9 +6,11 @@ import logging
 import signal
 import sys
 import threading
+import tomllib
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,11 +26,12 @@ from memory_server.ray_client import RayMemory
 from memory_server.store import Store
 from model import KeyEncoderFactory
 from trainer.build import build_model, key_weights, model_config
-from trainer.checkpoint import read_key_weights
+from trainer.checkpoint import latest_checkpoint, read_key_weights
 from trainer.errors import TrainingError
 from trainer.evaluate import describe_evaluation
-from trainer.export import write_json
+from trainer.export import write_json, write_text
 from trainer.loop import TrainJob, TrainOutcome
+from trainer.metrics import METRICS_FILE
 from trainer.progress import Progress
 from trainer.report import write_report
 from trainer.task import CorpusTask, Task
@@ -67,11 +70,10 @@ def pretrain(
         ConfigError, CorpusError, LaunchError, StoreError: refused before any work.
         TrainingError, CheckpointError: training could not go on; what was committed is kept.
     """
+    config = _with_absolute_paths(config)
     source = checks.corpus_source(config)
-    task = CorpusTask(Path(config.data.corpus).resolve(), source.store.resolve())
-    return run_task(
-        config, task, source, resume=resume, say=say, notes=notes, after=after
-    )
+    task = CorpusTask(Path(config.data.corpus), source.store)
+    return run_task(config, task, source, resume=resume, say=say, notes=notes, after=after)
 
 
 def run_task(
@@ -102,7 +104,9 @@ def run_task(
         else key_weights(build_model(shape, seed=config.run.seed, init_from=config.model.init_from))
     )
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / CONFIG_FILE).write_text(config.to_toml(), encoding="utf-8")
+    if start.checkpoint is None:
+        _set_aside_metrics(run_dir)
+    write_text(run_dir / CONFIG_FILE, config.to_toml())
     if notes:
         write_json(run_dir / "notes.json", notes)
     try:
@@ -135,7 +139,9 @@ def run_task(
             if after is not None:
                 lines += after(job)
     except Interrupted as interruption:
-        tell("interrupted before a step was taken; nothing is lost")
+        last = latest_checkpoint(run_dir)
+        kept = f"go on from {last.name} with --resume" if last else "no checkpoint was due yet"
+        tell(f"interrupted; {kept}")
         return interruption.exit_code
     report = write_report(run_dir)
     for line in lines:
@@ -293,9 +299,29 @@ def _opening(config: PretrainConfig, memory: RayMemory, start: checks.Start, dev
     )
 
 
-def _plain(config: PretrainConfig) -> dict[str, Any]:
-    import tomllib
+def _with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
+    """The run's config.toml must mean the same from whatever directory it is read."""
+    corpus = str(Path(config.data.corpus).expanduser().resolve())
+    store = config.memory.store and str(Path(config.memory.store).expanduser().resolve())
+    return replace(
+        config,
+        data=replace(config.data, corpus=corpus),
+        memory=replace(config.memory, store=store),
+    )
 
+
+def _set_aside_metrics(run_dir: Path) -> None:
+    """A run that ended before its first checkpoint starts anew; its metrics are kept aside."""
+    metrics = run_dir / METRICS_FILE
+    if not metrics.exists():
+        return
+    number = 1
+    while (aside := run_dir / f"metrics.abandoned-{number}.jsonl").exists():
+        number += 1
+    metrics.rename(aside)
+
+
+def _plain(config: PretrainConfig) -> dict[str, Any]:
     return tomllib.loads(config.to_toml())
 
 

@@ -37,6 +37,11 @@ def export_model(model: PlugLMForMaskedLM, tokenizer: Any, run_dir: Path) -> Pat
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON beside and rename it into place."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text beside and rename it into place."""
     temporary = path.with_name(f".writing-{path.name}")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
