@@ -53,7 +53,8 @@ def demonstrate_edits(job: TrainJob, store_path: Path) -> list[str]:
         Lines for a person.
     """
     settings = job.settings
-    model = PlugLMForMaskedLM.from_pretrained(job.run_dir / MODEL).eval()
+    model = PlugLMForMaskedLM.from_pretrained(job.run_dir / MODEL)
+    model.train(False)
     tokenizer = load_tokenizer(job.tokenizer)
     batches = list(job.task.heldout(settings))
     asks = _Questions(model, job.memory, batches, settings.memory.top_k)
@@ -133,7 +134,9 @@ class _Questions:
         ids_T = torch.where(labels_T >= 0, labels_T, batch.input_ids[case.row])
         ids_T = ids_T[: int(batch.attention_mask[case.row].sum())].clone()
         ids_T[case.position] = tokenizer.mask_token_id
-        kept = [t for t in ids_T.tolist() if t not in (tokenizer.cls_token_id, tokenizer.sep_token_id)]
+        kept = [
+            t for t in ids_T.tolist() if t not in (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        ]
         text: str = tokenizer.decode(kept)
         return text
 
@@ -167,7 +170,7 @@ def _choose(asks: _Questions, memory: Memory, tokenizer: Any) -> list[_Case]:
                     break
     found.sort(key=lambda pair: -pair[0])
     cases = [case for _, case in found[:_EDITS]]
-    # Each passage gets the next case's word, which is as plausible a word and surely another text's.
+    # Each passage gets the next case's word: as plausible a word, and surely another text's.
     others = [case.truth for case in cases[1:] + cases[:1]]
     return [
         replace(case, other=other)

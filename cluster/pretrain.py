@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-import threading
 import tomllib
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
@@ -21,7 +18,8 @@ from cluster import checks
 from cluster.config import PretrainConfig
 from cluster.errors import Interrupted, LaunchError
 from cluster.ray_session import ray_session
-from cluster.trainer_actor import Gang, first_failure, trainer_gang
+from cluster.stop import Stop, stop_on_signals
+from cluster.trainer_actor import Gang, TrainerDied, first_failure, trainer_gang
 from memory_server.ray_client import RayMemory
 from memory_server.store import Store
 from model import KeyEncoderFactory
@@ -29,7 +27,7 @@ from trainer.build import build_model, key_weights, model_config
 from trainer.checkpoint import latest_checkpoint, read_key_weights
 from trainer.errors import TrainingError
 from trainer.evaluate import describe_evaluation
-from trainer.export import write_json, write_text
+from trainer.export import MODEL, write_json, write_text
 from trainer.loop import TrainJob, TrainOutcome
 from trainer.metrics import METRICS_FILE
 from trainer.progress import Progress
@@ -110,7 +108,10 @@ def run_task(
     if notes:
         write_json(run_dir / "notes.json", notes)
     try:
-        with _signals() as stop, _everything(config, source, shape, weights, start, device) as up:
+        with (
+            stop_on_signals() as stop,
+            _everything(config, source, shape, weights, start, device, stop) as up,
+        ):
             memory, gang = up
             tell(_opening(config, memory, start, device))
             job = TrainJob(
@@ -134,7 +135,7 @@ def run_task(
                 )
                 return 128 + stop.number
             tell("evaluating on held-out text ...")
-            evaluation = _wait(gang.evaluate(job), stop)
+            evaluation = _wait(gang.evaluate(job), run_dir, stop)
             lines = describe_evaluation(evaluation)
             if after is not None:
                 lines += after(job)
@@ -159,6 +160,7 @@ def _everything(
     weights: Any,
     start: checks.Start,
     device: str,
+    stop: Stop,
 ) -> Iterator[tuple[RayMemory, Gang]]:
     """Ray, the memory server and the trainers, ended in the opposite order whatever happens."""
     memory_settings, runtime = config.memory, config.runtime
@@ -166,6 +168,8 @@ def _everything(
     cpus += memory_settings.shards * memory_settings.threads_per_shard
     on_gpu_shard = memory_settings.gpus_per_shard > 0
     with ray_session(config.cluster, cpus=cpus):
+        # Ray has installed a handler of its own; this run's must be the one that counts.
+        stop.listen()
         memory = RayMemory.start(
             source.store.resolve(),
             shards=memory_settings.shards,
@@ -189,46 +193,10 @@ def _everything(
             memory.close()
 
 
-class _Stop:
-    """Set by the first signal; the second one ends the run at once."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.training = False
-        self.event = threading.Event()
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        again, self.number = self.number != 0, number
-        self.event.set()
-        # Before the first step there is nothing to save, and nobody polls the event.
-        if again or not self.training:
-            raise Interrupted(number)
-
-
-@contextmanager
-def _signals() -> Iterator[_Stop]:
-    """SIGINT and SIGTERM ask for a checkpoint and a clean end while the block runs."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, stop.handle) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _watch(
-    config: PretrainConfig, gang: Gang, job: TrainJob, stop: _Stop, tell: Say
+    config: PretrainConfig, gang: Gang, job: TrainJob, stop: Stop, tell: Say
 ) -> TrainOutcome:
     """Show progress until every rank has ended."""
-    # Ray installs a handler of its own when it starts; ours must be the one that counts.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop.handle)
-        signal.signal(signal.SIGINT, stop.handle)
     stop.training = True
     references = gang.start(job)
     asked = False
@@ -250,7 +218,7 @@ def _watch(
                 progress.update(line)
             if ready and _any_failed(ready):
                 failure = first_failure(references)
-                raise _explained(failure, job.run_dir)
+                raise _explained(failure, job.run_dir) from failure
         outcome: TrainOutcome = ray.get(references[0])
         return outcome
     finally:
@@ -271,21 +239,33 @@ def _any_failed(ready: list[Any]) -> bool:
 def _explained(failure: Exception | None, run_dir: Path) -> Exception:
     if isinstance(failure, (TrainingError, LaunchError)):
         return failure
+    last = latest_checkpoint(run_dir)
+    advice = f"go on from {last.name} with --resume" if last else "no checkpoint was due yet"
+    return TrainingError(f"training failed: {_reason(failure)}; {advice}")
+
+
+def _reason(failure: Exception | None) -> str:
+    if isinstance(failure, TrainerDied):
+        return str(failure)
     first = str(failure).strip().splitlines()[0] if failure else "no reason given"
-    kind = type(failure).__name__
-    return TrainingError(
-        f"a trainer failed ({kind}: {first}); go on from the last checkpoint in "
-        f"{run_dir / 'checkpoints'} with --resume"
-    )
+    return f"{type(failure).__name__}: {first}"
 
 
-def _wait(reference: Any, stop: _Stop) -> Any:
+def _wait(reference: Any, run_dir: Path, stop: Stop) -> Any:
+    """The evaluation's result."""
     while True:
-        ready, _ = ray.wait([reference], timeout=_POLL_S)
-        if ready:
-            return ray.get(reference)
+        ready, waiting = ray.wait([reference], timeout=_POLL_S)
         if stop.event.is_set():
             raise Interrupted(stop.number)
+        if waiting:
+            continue
+        failure = first_failure(ready)
+        if failure is not None:
+            raise TrainingError(
+                f"the evaluation failed: {_reason(failure)}; training is complete and its model is "
+                f"{run_dir / MODEL}: evaluate it again with --resume"
+            ) from failure
+        return ray.get(reference)
 
 
 def _opening(config: PretrainConfig, memory: RayMemory, start: checks.Start, device: str) -> str:

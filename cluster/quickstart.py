@@ -99,7 +99,7 @@ def _unfinished(run_dir: Path) -> bool:
 
 
 def _own_copy(memory: Path, copy: Path) -> Path:
-    """A copy of the corpus's memory, so that the edits shown at the end leave the corpus as it is."""
+    """A copy of the corpus's memory, so that the edits at the end leave the corpus as it is."""
     if not copy.exists():
         temporary = copy.with_name(f".writing-{copy.name}")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -110,5 +110,3 @@ def _own_copy(memory: Path, copy: Path) -> Path:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - the command talks to a person
-
-

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +13,10 @@ from typing import Any
 import ray
 
 from cluster.config import ClusterConfig
-from cluster.errors import LaunchError
+from cluster.errors import Interrupted, LaunchError
 
 _LOOPBACK = "127.0.0.1"
+_KNOCK_S = 10.0
 
 
 @contextmanager
@@ -33,6 +36,15 @@ def ray_session(config: ClusterConfig, *, cpus: int) -> Iterator[None]:
     # Read by Ray's own processes when they start: nothing is sent anywhere.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        _start_or_join(config, cpus=cpus)
+        yield
+    finally:
+        # Also after a start that was cut short, which leaves some of Ray's processes.
+        ray.shutdown()
+
+
+def _start_or_join(config: ClusterConfig, *, cpus: int) -> None:
     common: dict[str, Any] = {
         "logging_level": logging.ERROR,
         # Actors report through the driver; their own output stays in Ray's log files.
@@ -52,15 +64,22 @@ def ray_session(config: ClusterConfig, *, cpus: int) -> Iterator[None]:
                 _system_config={"worker_niceness": 0},
                 **common,
             )
-        else:
-            ray.init(address=config.address, **common)
+            return
+        if config.address != "auto":
+            _knock(config.address)
+        ray.init(address=config.address, **common)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise LaunchError(
             f'no Ray at cluster.address = "{config.address}" ({reason}); start one there with '
             '`ray start --head`, or use cluster.address = "local" to start one for this run'
         ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    except SystemExit as error:
+        # Ray's own handler of SIGTERM, which is in force while it starts.
+        raise Interrupted(signal.SIGTERM) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()

@@ -1,4 +1,4 @@
-"""`pluglm quickstart --synthetic`: facts drawn afresh, so a right answer was read from the memory."""
+"""`pluglm quickstart --synthetic`: facts drawn afresh, so a right answer is one that was read."""
 
 from __future__ import annotations
 

@@ -8,13 +8,12 @@ decision of what is committed and when.
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -139,26 +138,55 @@ def trainer_gang(runtime: RuntimeSettings, *, on_gpu: bool, loopback: bool) -> I
             remove_placement_group(group)
 
 
-def first_failure(references: list[Any], *, grace_s: float = 5.0) -> Exception | None:
-    """Why the run failed, once a rank has: the rank that says why, before one that merely died.
+class TrainerDied(Exception):
+    """A trainer's process ended without saying why."""
 
-    When one rank fails, others fail in turn because it is gone; what they say is no reason.
+    def __init__(self, rank: int) -> None:
+        super().__init__(
+            f"the process of trainer {rank} died (killed, out of memory, or its node was lost)"
+        )
+
+
+def first_failure(references: list[Any], *, grace_s: float = 5.0) -> Exception | None:
+    """Why the run failed, once a rank has.
+
+    When one rank fails the others fail in turn, because a collective breaks. So a process that died
+    comes before what any rank says, and a rank's own error before a collective's.
+
+    Args:
+        references: what the ranks return, in their order.
+        grace_s: how long to wait for ranks that have said nothing yet.
+
+    Returns:
+        The error, with Ray's (which shows where on the rank) as its cause; None: no rank failed.
     """
-    deadline = time.monotonic() + grace_s
-    died: Exception | None = None
-    while True:
-        ready, waiting = ray.wait(references, num_returns=len(references), timeout=0.1)
-        for reference in ready:
-            try:
-                ray.get(reference)
-            except RayTaskError as error:
-                return _cause(error)
-            except (ActorDiedError, RayActorError) as error:
-                died = error
-        if not waiting or time.monotonic() > deadline:
-            return died
+    ray.wait(references, num_returns=len(references), timeout=grace_s)
+    ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
+    failures: list[Exception] = []
+    for rank, reference in enumerate(references):
+        if reference not in ready:
+            continue
+        try:
+            ray.get(reference)
+        except RayTaskError as error:
+            failures.append(_cause(error))
+        except RayActorError as error:
+            died = TrainerDied(rank)
+            died.__cause__ = error
+            failures.append(died)
+    return min(failures, key=_distance_from_root, default=None)
+
+
+def _distance_from_root(failure: Exception) -> int:
+    if isinstance(failure, TrainerDied):
+        return 0
+    # torch.distributed's errors are of this class; a rank's own seldom are.
+    return 2 if isinstance(failure, RuntimeError) else 1
 
 
 def _cause(error: RayTaskError) -> Exception:
     cause = error.cause
-    return cause if isinstance(cause, Exception) else error
+    if not isinstance(cause, Exception):
+        return error
+    cause.__cause__ = error
+    return cause

@@ -1,0 +1,140 @@
+"""The same code on CUDA gives the CPU's answers. Skipped where there is no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from memory_server.local import LocalMemory
+from memory_server.segments import write_segment
+from memory_server.store import Store
+from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM, is_key_weight
+from trainer.data.stream import TrainBatch
+from trainer.engine import TrainingEngine, start_process_group, stop_process_group
+from trainer.settings import DataSettings, OptimSettings, RuntimeSettings, TrainSettings
+
+pytestmark = pytest.mark.gpu
+
+CONFIG = PlugLMConfig(
+    vocab_size=200,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=32,
+    key_size=16,
+    memory_ffn_size=32,
+    value_pooling="tokens",
+    query_norm="layer",
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store.create(
+        tmp_path / "store",
+        tokenizer_fingerprint="test",
+        entry_tokens=12,
+        vocab_size=200,
+        pad_token_id=0,
+    )
+    rng = np.random.default_rng(0)
+    path = store.incoming / "entries.arrow"
+    write_segment(
+        path,
+        ids=np.arange(500),
+        doc_ids=np.arange(500) // 2,
+        tokens_NS=rng.integers(1, 200, (500, 12)),
+        texts=[""] * 500,
+        titles=[""] * 500,
+        sources=["test"] * 500,
+        meta=store.meta,
+    )
+    store.commit(add_segments=[path], message="entries")
+    return store
+
+
+def memory_on(device: str, store: Store, model: PlugLMForMaskedLM) -> LocalMemory:
+    weights = {n: p.detach() for n, p in model.pluglm.named_parameters() if is_key_weight(n)}
+    factory = KeyEncoderFactory(CONFIG.to_dict(), device=device)
+    return LocalMemory(store, encoder=factory, weights=weights, device=device)
+
+
+def test_search_on_the_gpu_finds_the_same_entries(store: Store) -> None:
+    torch.manual_seed(0)
+    model = PlugLMForMaskedLM(CONFIG)
+    queries = torch.randn(64, CONFIG.key_size)
+    exclude = torch.arange(64)
+    with memory_on("cpu", store, model) as cpu, memory_on("cuda", store, model) as gpu:
+        expected = cpu.search(queries, 5, exclude_doc_ids=exclude)
+        found = gpu.search(queries.cuda(), 5, exclude_doc_ids=exclude.cuda())
+    assert found.ids.is_cuda
+    torch.testing.assert_close(found.scores.cpu(), expected.scores, rtol=1e-4, atol=1e-5)
+    assert float((found.ids.cpu() == expected.ids).float().mean()) > 0.99
+
+
+def test_a_forward_pass_on_the_gpu_equals_the_cpu(store: Store) -> None:
+    torch.manual_seed(0)
+    model = PlugLMForMaskedLM(CONFIG).eval()
+    ids = torch.randint(5, 200, (8, 20))
+    labels = torch.where(torch.rand(8, 20) < 0.2, ids, -100)
+    with memory_on("cpu", store, model) as memory:
+
+        def lookup(queries_BQ: torch.Tensor) -> object:
+            return memory.search(queries_BQ, 5)
+
+        expected = model(ids, labels=labels, lookup=lookup)
+        on_gpu = model.cuda()(ids.cuda(), labels=labels.cuda(), lookup=lookup)
+    torch.testing.assert_close(on_gpu.loss.cpu(), expected.loss, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "zero_stage"), [("fp32", 2), ("bf16", 2), ("bf16", 3)])
+def test_the_engine_trains_on_the_gpu(
+    store: Store, tmp_path: Path, precision: str, zero_stage: int
+) -> None:
+    settings = TrainSettings(
+        data=DataSettings(corpus="unused"),
+        optim=OptimSettings(steps=30, batch_size=8, lr=1e-2, warmup_ratio=0.0),
+        runtime=RuntimeSettings(trainers=1, zero_stage=zero_stage, precision=precision),  # type: ignore[arg-type]
+    )
+    start_process_group(
+        "cuda", rank=0, world_size=1, init_method=f"file://{tmp_path}/rendezvous-{precision}"
+    )
+    try:
+        torch.manual_seed(0)
+        model = PlugLMForMaskedLM(CONFIG)
+        memory = memory_on("cuda", store, model)
+        engine = TrainingEngine(model, settings, "cuda")
+        ids = torch.randint(5, 200, (8, 20), device="cuda")
+        batch = TrainBatch(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            labels=ids,
+            doc_ids=torch.arange(8, device="cuda"),
+            positive_tokens=None,
+            positive_ids=torch.full((8,), -1, device="cuda"),
+        )
+        losses = []
+        for _ in range(settings.optim.steps):
+            output = engine.forward_backward(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                labels=batch.labels,
+                lookup=lambda q: memory.search(q, 5),
+            )
+            engine.step()
+            losses.append(float(output.loss))
+        assert losses[-1] < losses[0] - 1.0
+        engine.save(tmp_path / "checkpoint")
+        engine.load(tmp_path / "checkpoint")
+        assert set(engine.key_weights()) == {
+            n for n, _ in PlugLMForMaskedLM(CONFIG).pluglm.named_parameters() if is_key_weight(n)
+        }
+        memory.close()
+    finally:
+        stop_process_group()
