@@ -75,6 +75,7 @@ class TrainingEngine:
             config=deepspeed_config(settings, on_gpu=device == "cuda"),
             dist_init_required=False,
         )
+        self._unwrapped_grad_norm = torch.zeros(())
         for module in model.modules():
             if isinstance(module, QueryBatchNorm):
                 # DeepSpeed casts buffers with the weights; running statistics need float32.
@@ -94,8 +95,9 @@ class TrainingEngine:
 
     @property
     def grad_norm(self) -> float:
-        """Norm of the last step's gradient, over all ranks, before clipping."""
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        """Norm of the last step's gradient, over ranks, before clipping; waits for the device."""
+        known = self._engine.get_global_grad_norm()
+        return float(self._unwrapped_grad_norm if known is None else known)
 
     def forward_backward(self, **inputs: Any) -> Any:
         """One micro-batch: forward pass and backward pass; returns the model's output."""
@@ -105,6 +107,12 @@ class TrainingEngine:
 
     def step(self) -> None:
         """After every micro-batch: reduces; at the accumulation boundary updates the weights."""
+        runtime = self.settings.runtime
+        unwrapped = runtime.zero_stage == 0 and runtime.precision == "fp32"
+        if unwrapped and self._engine.is_gradient_accumulation_boundary():
+            # Here DeepSpeed clips, but does not tell the norm. The gradients are reduced by now.
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self._unwrapped_grad_norm = torch.nn.utils.get_total_norm(grads)
         self._engine.step()
 
     def train(self, mode: bool = True) -> None:

@@ -1,0 +1,341 @@
+"""The engine under every ZeRO stage equals plain torch on one process with the whole batch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import PlugLMForMaskedLM
+from tests.multiprocess.ranks import run_ranks
+from trainer.build import build_model, key_weights, model_config
+from trainer.distributed import barrier, sum_over_ranks
+from trainer.engine import TrainingEngine
+from trainer.optim import lr_factor, make_optimizer
+from trainer.settings import (
+    DataSettings,
+    ModelSettings,
+    OptimSettings,
+    RuntimeSettings,
+    TrainSettings,
+)
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+
+RANKS, STEPS, BATCH, VOCAB, ENTRIES, K = 2, 6, 8, 60, 30, 3
+STAGES = (0, 1, 2, 3)
+Numbers = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A reply of the memory, as far as the model reads it."""
+
+    ids: Tensor
+    tokens: Tensor
+    doc_ids: Tensor
+
+
+def train_settings(stage: int, passes: int, *, ranks: int = RANKS, **changes: str) -> TrainSettings:
+    """Weights above ZeRO-3's threshold for partitioning; gradients above the clipping norm."""
+    return TrainSettings(
+        data=DataSettings(corpus="none"),
+        model=ModelSettings(
+            hidden_size=64,
+            num_layers=2,
+            num_heads=2,
+            intermediate_size=192,
+            max_positions=16,
+            dropout=0.0,
+            memory_ffn_size=192,
+            key_size=8,
+            query_norm=changes.get("query_norm", "batch"),  # type: ignore[arg-type]
+        ),
+        optim=OptimSettings(batch_size=BATCH, steps=STEPS, lr=3e-3, grad_clip=0.5),
+        runtime=RuntimeSettings(
+            trainers=ranks,
+            zero_stage=stage,
+            micro_batch_size=BATCH // ranks // passes,
+            precision=changes.get("precision", "fp32"),  # type: ignore[arg-type]
+        ),
+    )
+
+
+def new_model(settings: TrainSettings) -> PlugLMForMaskedLM:
+    return build_model(model_config(settings.model, vocab_size=VOCAB, pad_token_id=0), seed=4)
+
+
+@cache
+def global_batches() -> list[Numbers]:
+    """STEPS batches; sequences have between one and five labels, so parts differ in their masks."""
+    random = torch.Generator().manual_seed(11)
+    entries_NS = torch.randint(1, VOCAB, (ENTRIES, 6), generator=random)
+    batches = []
+    for _ in range(STEPS):
+        ids_BT = torch.randint(1, VOCAB, (BATCH, 10), generator=random)
+        labels_BT = torch.full_like(ids_BT, -100)
+        for row in range(BATCH):
+            labels_BT[row, : row % 5 + 1] = ids_BT[row, : row % 5 + 1]
+        entry_BK = torch.randint(0, ENTRIES, (BATCH, K), generator=random)
+        batches.append(
+            {"ids": ids_BT, "labels": labels_BT, "entry": entry_BK, "tokens": entries_NS[entry_BK]}
+        )
+    return batches
+
+
+def part_of(batch: Numbers, rows: slice) -> Numbers:
+    """A part of a batch as the model's arguments; the entries found do not hang on the queries."""
+    found = Found(batch["entry"][rows], batch["tokens"][rows], batch["entry"][rows])
+    ids, labels = batch["ids"][rows], batch["labels"][rows]
+    return {"input_ids": ids, "labels": labels, "lookup": lambda _: found}
+
+
+def plain_losses(settings: TrainSettings) -> tuple[list[float], list[float], PlugLMForMaskedLM]:
+    """The same training without DeepSpeed, ranks or parts."""
+    model = new_model(settings).train()
+    optimizer = make_optimizer(model, settings.optim)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(settings.optim))
+    losses, norms = [], []
+    for batch in global_batches():
+        loss = model(**part_of(batch, slice(None))).loss
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optim.grad_clip)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+        norms.append(float(norm))
+    return losses, norms, model
+
+
+def engine_losses(
+    engine: TrainingEngine, rank: int, steps: range, numbers: Numbers | None = None
+) -> list[float]:
+    """Train as the loop does; the losses are those of the global batch."""
+    settings = engine.settings
+    micro, passes = settings.micro_batch_size, settings.accumulation_steps
+    share = micro * passes
+    engine.train()
+    losses = []
+    for step in steps:
+        batch = global_batches()[step]
+        masks = float((batch["labels"] != -100).sum())
+        denominator = masks / (passes * settings.runtime.trainers)
+        total = torch.zeros(())
+        for start in range(rank * share, (rank + 1) * share, micro):
+            inputs = part_of(batch, slice(start, start + micro))
+            output = engine.forward_backward(**inputs, loss_denominator=denominator)
+            engine.step()
+            total += output.mlm_loss.detach().float() * denominator
+        losses.append(float(sum_over_ranks(total)) / masks)
+        if numbers is not None:
+            numbers.setdefault("grad_norm", []).append(engine.grad_norm)
+            numbers.setdefault("lr", []).append(engine.lr)
+    return losses
+
+
+def weights_of(engine: TrainingEngine) -> dict[str, Tensor]:
+    with engine.whole_weights() as model:
+        return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def on_a_rank(rank: int, folder: str) -> Numbers:
+    results: Numbers = {}
+    for query_norm in ("layer", "batch"):
+        settings = train_settings(0, 1, query_norm=query_norm)
+        losses, norms, model = plain_losses(settings)
+        named = {name: p.detach() for name, p in model.named_parameters()}
+        results[f"plain {query_norm}"] = {
+            "losses": losses,
+            "grad_norm": norms,
+            "weights": named,
+            "keys": key_weights(model),
+            "buffers": {name: b.clone() for name, b in model.named_buffers()},
+        }
+    for stage in STAGES:
+        for passes in (1, 2):
+            results[f"zero-{stage} x{passes}"] = one_case(rank, stage, passes, Path(folder))
+    settings = train_settings(0, 1, precision="bf16")
+    engine = TrainingEngine(new_model(settings), settings, "cpu")
+    norms: Numbers = {}
+    results["bf16"] = {
+        "losses": engine_losses(engine, rank, range(STEPS), norms),
+        "grad_norm": norms["grad_norm"],
+        "buffers": {name: b.clone() for name, b in engine.model.named_buffers()},
+        "keys": engine.key_weights(),
+        "dtype": str(engine.model.head.dense.weight.dtype),
+    }
+    return results
+
+
+def one_case(rank: int, stage: int, passes: int, folder: Path) -> Numbers:
+    """All steps, and once more from a checkpoint in the middle.
+
+    BatchNorm's statistics are those of a pass, so only one pass equals the whole batch with it.
+    """
+    query_norm = "batch" if passes == 1 else "layer"
+    settings = train_settings(stage, passes, query_norm=query_norm)
+    engine = TrainingEngine(new_model(settings), settings, "cpu")
+    results: Numbers = {}
+    losses = engine_losses(engine, rank, range(STEPS // 2), results)
+    saved = folder / f"{stage}-{passes}"
+    if rank == 0:
+        saved.mkdir()
+    barrier()
+    engine.save(saved)
+    losses += engine_losses(engine, rank, range(STEPS // 2, STEPS), results)
+    results |= {
+        "losses": losses,
+        "keys": engine.key_weights(),
+        "weights": weights_of(engine),
+        "buffers": {name: b.clone() for name, b in engine.model.named_buffers()},
+        "held": sum(p.numel() for p in engine.model.parameters()),
+    }
+    with engine.whole_weights() as whole:
+        if rank == 0:
+            whole.save_pretrained(saved / "export")
+    barrier()
+    del engine
+    resumed = TrainingEngine(new_model(settings), settings, "cpu")
+    resumed.load(saved)
+    results["resumed"] = engine_losses(resumed, rank, range(STEPS // 2, STEPS))
+    results["resumed weights"] = weights_of(resumed)
+    results["resumed buffers"] = {n: b.clone() for n, b in resumed.model.named_buffers()}
+    return results
+
+
+@pytest.fixture(scope="module")
+def gang() -> tuple[list[Numbers], dict[str, dict[str, Tensor]]]:
+    """Both ranks' results, and the exported models; one gang for all tests, which only look."""
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = run_ranks(on_a_rank, RANKS, folder, timeout_s=300.0)
+        exported = {
+            name: PlugLMForMaskedLM.from_pretrained(Path(folder) / name / "export").state_dict()
+            for name in sorted(path.name for path in Path(folder).iterdir())
+        }
+        return ranks, exported
+
+
+Gang = tuple[list[Numbers], dict[str, dict[str, Tensor]]]
+every_case = pytest.mark.parametrize("passes", [1, 2], ids="x{}".format)
+every_stage = pytest.mark.parametrize("stage", STAGES, ids="zero-{}".format)
+
+
+def plain_of(gang: Gang, passes: int) -> Numbers:
+    plain: Numbers = gang[0][0]["plain batch" if passes == 1 else "plain layer"]
+    return plain
+
+
+def assert_near(given: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
+    assert given.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(
+            given[name], value, rtol=tolerance, atol=tolerance, msg=_naming(name)
+        )
+
+
+def _naming(name: str) -> Callable[[str], str]:
+    return lambda message: f"{name}: {message}"
+
+
+@every_stage
+@every_case
+def test_losses_are_those_of_plain_torch(gang: Gang, stage: int, passes: int) -> None:
+    plain = plain_of(gang, passes)
+    for rank in range(RANKS):
+        given = gang[0][rank][f"zero-{stage} x{passes}"]
+        assert given["losses"] == pytest.approx(plain["losses"], abs=1e-5)
+    assert plain["losses"][-1] < plain["losses"][0] - 0.05
+
+
+@every_stage
+@every_case
+def test_whole_weights_are_those_of_plain_torch(gang: Gang, stage: int, passes: int) -> None:
+    for rank in range(RANKS):
+        given = gang[0][rank][f"zero-{stage} x{passes}"]["weights"]
+        assert_near(given, plain_of(gang, passes)["weights"], 1e-4)
+
+
+@every_stage
+@every_case
+def test_published_key_weights_are_whole_and_float32(gang: Gang, stage: int, passes: int) -> None:
+    for rank in range(RANKS):
+        given = gang[0][rank][f"zero-{stage} x{passes}"]["keys"]
+        assert_near(given, plain_of(gang, passes)["keys"], 1e-4)
+        assert {tensor.dtype for tensor in given.values()} == {torch.float32}
+
+
+@every_stage
+@every_case
+def test_a_resumed_engine_goes_on_bit_for_bit(gang: Gang, stage: int, passes: int) -> None:
+    for rank in range(RANKS):
+        given = gang[0][rank][f"zero-{stage} x{passes}"]
+        assert given["resumed"] == given["losses"][STEPS // 2 :]
+        for part in ("weights", "buffers"):
+            for name, value in given[part].items():
+                assert torch.equal(given[f"resumed {part}"][name], value), name
+
+
+@every_stage
+@every_case
+def test_the_export_holds_the_whole_weights(gang: Gang, stage: int, passes: int) -> None:
+    ranks, exported = gang
+    wanted = ranks[0][f"zero-{stage} x{passes}"]["weights"]
+    given = exported[f"{stage}-{passes}"]
+    for name, value in wanted.items():
+        assert torch.equal(given[name], value), name
+
+
+def test_stage_3_does_partition(gang: Gang) -> None:
+    """Or the tests above would have shown nothing about it."""
+    held = [gang[0][0][f"zero-{stage} x1"]["held"] for stage in STAGES]
+    assert held[0] == held[1] == held[2]
+    assert held[3] < held[0] / 2
+
+
+@every_stage
+def test_running_statistics_are_float32_equal_on_ranks_and_those_of_one_process(
+    gang: Gang, stage: int
+) -> None:
+    first, second = (gang[0][rank][f"zero-{stage} x1"]["buffers"] for rank in range(RANKS))
+    running = {name for name in first if "running" in name}
+    assert len(running) == 2
+    for name in running:
+        assert first[name].dtype == torch.float32
+        assert torch.equal(first[name], second[name])
+    assert_near(first, plain_of(gang, 1)["buffers"], 1e-4)
+
+
+def test_the_rate_follows_the_schedule_once_per_optimizer_step(gang: Gang) -> None:
+    optim = train_settings(0, 1).optim
+    wanted = [optim.lr * lr_factor(optim)(step + 1) for step in range(STEPS)]
+    for passes in (1, 2):
+        assert gang[0][0][f"zero-2 x{passes}"]["lr"] == pytest.approx(wanted)
+
+
+def test_the_gradients_norm_is_that_of_the_global_batch(gang: Gang) -> None:
+    for passes in (1, 2):
+        wanted = plain_of(gang, passes)["grad_norm"]
+        for stage in STAGES:
+            given = gang[0][0][f"zero-{stage} x{passes}"]["grad_norm"]
+            assert given == pytest.approx(wanted, rel=1e-3)
+    assert gang[0][0]["bf16"]["grad_norm"][0] == pytest.approx(wanted[0], rel=0.1)
+    assert max(wanted) > train_settings(0, 1).optim.grad_clip, "clipping was put to the test"
+
+
+def test_bf16_trains_near_to_float32_with_statistics_in_float32(gang: Gang) -> None:
+    given = gang[0][0]["bf16"]
+    assert given["dtype"] == "torch.bfloat16"
+    assert given["losses"] == pytest.approx(plain_of(gang, 1)["losses"], rel=0.03)
+    running = {name: b for name, b in given["buffers"].items() if "running" in name}
+    assert {b.dtype for b in running.values()} == {torch.float32}
+    assert {w.dtype for w in given["keys"].values()} == {torch.float32}
+    for name, value in gang[0][1]["bf16"]["buffers"].items():
+        assert torch.equal(given["buffers"][name], value), name
