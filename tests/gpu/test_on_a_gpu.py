@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,16 @@ def test_a_forward_pass_on_the_gpu_equals_the_cpu(store: Store) -> None:
     torch.testing.assert_close(on_gpu.loss.cpu(), expected.loss, rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One for all cases: DeepSpeed keeps the first one of a process."""
+    meeting = tmp_path_factory.mktemp("ranks") / "meeting"
+    start_process_group("cuda", rank=0, world_size=1, init_method=f"file://{meeting}")
+    yield
+    stop_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize(("precision", "zero_stage"), [("fp32", 2), ("bf16", 2), ("bf16", 3)])
 def test_the_engine_trains_on_the_gpu(
     store: Store, tmp_path: Path, precision: str, zero_stage: int
@@ -102,39 +113,33 @@ def test_the_engine_trains_on_the_gpu(
         optim=OptimSettings(steps=30, batch_size=8, lr=1e-2, warmup_ratio=0.0),
         runtime=RuntimeSettings(trainers=1, zero_stage=zero_stage, precision=precision),  # type: ignore[arg-type]
     )
-    start_process_group(
-        "cuda", rank=0, world_size=1, init_method=f"file://{tmp_path}/rendezvous-{precision}"
+    torch.manual_seed(0)
+    model = PlugLMForMaskedLM(CONFIG)
+    memory = memory_on("cuda", store, model)
+    engine = TrainingEngine(model, settings, "cuda")
+    ids = torch.randint(5, 200, (8, 20), device="cuda")
+    batch = TrainBatch(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        labels=ids,
+        doc_ids=torch.arange(8, device="cuda"),
+        positive_tokens=None,
+        positive_ids=torch.full((8,), -1, device="cuda"),
     )
-    try:
-        torch.manual_seed(0)
-        model = PlugLMForMaskedLM(CONFIG)
-        memory = memory_on("cuda", store, model)
-        engine = TrainingEngine(model, settings, "cuda")
-        ids = torch.randint(5, 200, (8, 20), device="cuda")
-        batch = TrainBatch(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            labels=ids,
-            doc_ids=torch.arange(8, device="cuda"),
-            positive_tokens=None,
-            positive_ids=torch.full((8,), -1, device="cuda"),
+    losses = []
+    for _ in range(settings.optim.steps):
+        output = engine.forward_backward(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            labels=batch.labels,
+            lookup=lambda q: memory.search(q, 5),
         )
-        losses = []
-        for _ in range(settings.optim.steps):
-            output = engine.forward_backward(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                labels=batch.labels,
-                lookup=lambda q: memory.search(q, 5),
-            )
-            engine.step()
-            losses.append(float(output.loss))
-        assert losses[-1] < losses[0] - 1.0
-        engine.save(tmp_path / "checkpoint")
-        engine.load(tmp_path / "checkpoint")
-        assert set(engine.key_weights()) == {
-            n for n, _ in PlugLMForMaskedLM(CONFIG).pluglm.named_parameters() if is_key_weight(n)
-        }
-        memory.close()
-    finally:
-        stop_process_group()
+        engine.step()
+        losses.append(float(output.loss))
+    assert losses[-1] < losses[0] - 1.0
+    engine.save(tmp_path / "checkpoint")
+    engine.load(tmp_path / "checkpoint")
+    assert set(engine.key_weights()) == {
+        n for n, _ in PlugLMForMaskedLM(CONFIG).pluglm.named_parameters() if is_key_weight(n)
+    }
+    memory.close()
