@@ -142,7 +142,8 @@ class _Questions:
 
 
 def _choose(asks: _Questions, memory: Memory, tokenizer: Any) -> list[_Case]:
-    """Words that the model gets right with the memory and wrong without, one per sentence."""
+    """Words that the model gets right with the memory and wrong without, at most one per sentence:
+    those to whose probability the memory adds the most."""
     found: list[tuple[float, _Case]] = []
     for i, batch in enumerate(asks.batches):
         probabilities, ids = asks.probabilities(batch, with_memory=True)
@@ -166,7 +167,8 @@ def _choose(asks: _Questions, memory: Memory, tokenizer: Any) -> list[_Case]:
                     case = _Case(
                         batch=i, row=row, position=t, entry_id=entry_id, truth=truth, other=-1
                     )
-                    found.append((float(probabilities[row, t, truth]), case))
+                    gain = probabilities[row, t, truth] / alone[row, t, truth]
+                    found.append((float(gain), case))
                     break
     found.sort(key=lambda pair: -pair[0])
     cases = [case for _, case in found[:_EDITS]]

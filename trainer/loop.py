@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from safetensors import SafetensorError
@@ -22,6 +23,7 @@ from trainer.build import build_model
 from trainer.checkpoint import CheckpointState
 from trainer.control import Control
 from trainer.corpus.tokenizer import load_tokenizer
+from trainer.data import rng
 from trainer.data.cursor import Cursor
 from trainer.data.stream import TrainBatch
 from trainer.distributed import barrier, broadcast_integers, sum_over_ranks
@@ -203,13 +205,14 @@ class _Run:
         everywhere = sum_over_ranks(labelled.clone())
         parts = self.settings.runtime.trainers * len(batches)
         denominator = (everywhere / parts).clamp(min=1.0).float()
-        for batch in batches:
+        for place, batch in enumerate(batches):
+            excluded_B = self._excluded(batch, place)
             warming = self.step < optim.retrieval_warmup_steps and batch.positive_tokens is not None
             output = self.engine.forward_backward(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
                 labels=batch.labels,
-                lookup=self._search(batch),
+                lookup=self._search(batch, excluded_B),
                 positive_tokens=batch.positive_tokens if warming else None,
                 positive_ids=batch.positive_ids,
                 doc_ids=batch.doc_ids,
@@ -218,14 +221,31 @@ class _Run:
                 loss_denominator=denominator,
             )
             self.engine.step()
-            self._note(batch, output, denominator)
+            self._note(batch, output, denominator, excluded_B)
         self.step += 1
         self.steps_since_log += 1
 
-    def _search(self, batch: TrainBatch) -> Callable[[Tensor], Retrieved]:
+    def _excluded(self, batch: TrainBatch, place: int) -> Tensor:
+        """Which sequences must do without their own document, bool [B]; the same after a resume.
+
+        Args:
+            place: of the micro-batch in the step.
+        """
+        memory = self.settings.memory
+        share = memory.exclude_own_document_share if memory.exclude_own_document else 0.0
+        key = rng.derive_key(self.settings.run.seed, self.step, self.rank, place)
+        drawn = rng.uniform(key, np.arange(len(batch.doc_ids)))
+        return torch.from_numpy(drawn < share).to(self.engine.device)
+
+    @property
+    def _always_excludes(self) -> bool:
+        memory = self.settings.memory
+        return memory.exclude_own_document and memory.exclude_own_document_share >= 1
+
+    def _search(self, batch: TrainBatch, excluded_B: Tensor) -> Callable[[Tensor], Retrieved]:
         """The memory as the model asks it: pinned to the step's epoch."""
         memory = self.settings.memory
-        exclude = batch.doc_ids if memory.exclude_own_document else None
+        exclude = batch.doc_ids.masked_fill(~excluded_B, -1) if bool(excluded_B.any()) else None
 
         def lookup(queries_BQ: Tensor) -> Retrieved:
             if not bool(torch.isfinite(queries_BQ).all()):
@@ -240,7 +260,9 @@ class _Run:
 
         return lookup
 
-    def _note(self, batch: TrainBatch, output: Any, denominator: Tensor) -> None:
+    def _note(
+        self, batch: TrainBatch, output: Any, denominator: Tensor, excluded_B: Tensor
+    ) -> None:
         """Queue a micro-batch's numbers; nothing waits for the device here."""
         labels_m = batch.labels[batch.labels != -100]
         masks = len(labels_m)
@@ -250,7 +272,8 @@ class _Run:
         self.means.add(loss=output.loss)
         if output.retrieval_loss is not None:
             self.means.add(retrieval_loss=output.retrieval_loss)
-        found, asked = right_entries(output.retrievals[-1].retrieved, batch.positive_ids)
+        could_be_found_B = batch.positive_ids.masked_fill(excluded_B, -1)
+        found, asked = right_entries(output.retrievals[-1].retrieved, could_be_found_B)
         self.means.add(weight=asked, right_entry_rate=found / max(asked, 1.0))
 
     def _log(self) -> None:
@@ -259,6 +282,8 @@ class _Run:
         if self.step % self.settings.logging.log_every_steps and self.step != 1:
             return
         means = self.means.take(sum_over_ranks)
+        if math.isnan(means["right_entry_rate"]):
+            del means["right_entry_rate"]  # no sequence could have found its entry
         seconds, total = self.timer.take()
         steps, self.steps_since_log = self.steps_since_log, 0
         if not math.isfinite(means["loss"]):
@@ -290,7 +315,9 @@ class _Run:
         world_size = self.settings.runtime.trainers
         for batch in self.job.task.heldout(self.settings, rank=self.rank, world_size=world_size):
             there = batch.to(self.engine.device)
-            by_name, found, asked = evaluate_batch(self.engine.model, there, self._search(there))
+            excluded_B = torch.full_like(there.doc_ids, self._always_excludes, dtype=torch.bool)
+            search = self._search(there, excluded_B)
+            by_name, found, asked = evaluate_batch(self.engine.model, there, search)
             totals = [by_name.get(name, MaskedSum()) for name in CONDITIONS]
             flat = [x for t in totals for x in (t.loss, t.correct, t.masks)]
             sums += torch.tensor([*flat, found, asked], dtype=torch.float64)

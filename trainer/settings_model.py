@@ -118,6 +118,13 @@ class MemorySettings:
     exclude_own_document: bool = documented(
         False, "Keep the entries of a sequence's own document out of its retrieval."
     )
+    exclude_own_document_share: float = documented(
+        1.0,
+        "Share of the training sequences for which exclude_own_document is done, drawn by chance; "
+        "below 1 the model learns both to read the right entry and to do without it.",
+        above=0,
+        maximum=1,
+    )
     on_lost_shard: OnLostShard = documented(
         "wait",
         "When a shard does not answer: wait for it up to deadline_s, or go on without it and "
@@ -133,6 +140,11 @@ class MemorySettings:
 
     def __post_init__(self) -> None:
         check_section(self)
+        if self.exclude_own_document_share < 1 and not self.exclude_own_document:
+            raise ConfigError(
+                f"memory.exclude_own_document_share = {self.exclude_own_document_share}: needs "
+                "memory.exclude_own_document = true, of which it is the share"
+            )
         bound = self.max_staleness_steps
         if bound and self.refresh == "off":
             raise ConfigError(
