@@ -218,7 +218,7 @@ def _watch(
                 progress.update(line)
             if ready and _any_failed(ready):
                 failure = first_failure(references)
-                raise _explained(failure, job.run_dir) from failure
+                raise _explained(failure, job.run_dir)
         outcome: TrainOutcome = ray.get(references[0])
         return outcome
     finally:
@@ -241,7 +241,9 @@ def _explained(failure: Exception | None, run_dir: Path) -> Exception:
         return failure
     last = latest_checkpoint(run_dir)
     advice = f"go on from {last.name} with --resume" if last else "no checkpoint was due yet"
-    return TrainingError(f"training failed: {_reason(failure)}; {advice}")
+    error = TrainingError(f"training failed: {_reason(failure)}; {advice}")
+    error.__cause__ = failure
+    return error
 
 
 def _reason(failure: Exception | None) -> str:

@@ -56,7 +56,7 @@ class ShardHost:
 
     def _join(self, coordinator: str) -> None:
         try:
-            actor = ray.get_actor(coordinator, namespace=NAMESPACE)
+            actor: Any = ray.get_actor(coordinator, namespace=NAMESPACE)
             held, live = ray.get(actor.join.remote(), timeout=JOIN_TIMEOUT_S)
         except (ValueError, RayError) as error:
             raise CoordinatorLost(
