@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cluster.checks import Source
 from cluster.config import load_config
@@ -18,7 +19,7 @@ from trainer.checkpoint import latest_checkpoint
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.export import MODEL, write_json
 from trainer.loop import TrainJob
-from trainer.world.exam import describe_exam, run_exam
+from trainer.world.exam import Exam, describe_exam, run_exam
 from trainer.world.prepare import prepare_world
 
 _NOTES = {
@@ -71,6 +72,7 @@ def synthetic_world(
             k=config.memory.top_k,
         )
         write_json(job.run_dir / "exam.json", asdict(exam))
+        write_json(job.run_dir / "edits.json", _as_edits(exam))
         return describe_exam(exam)
 
     code = run_task(
@@ -88,6 +90,23 @@ def synthetic_world(
 
 # [CLS], the three words of a question, [MASK] and [SEP].
 _LONGEST = 6
+
+
+def _as_edits(exam: Exam) -> dict[str, Any]:
+    """The exam's edit in the form that the report shows."""
+    case = {
+        "sentence": exam.fact.question,
+        "before": exam.answer,
+        "edited_to": exam.edited.thing,
+        "after": exam.answer_after_edit,
+        "put_back": exam.answer_after_rollback,
+    }
+    return {
+        "edits": 1,
+        "followed": int(exam.answer_after_edit == exam.edited.thing),
+        "returned": int(exam.answer_after_rollback == exam.answer),
+        "cases": [case],
+    }
 
 
 def _say(line: str) -> None:

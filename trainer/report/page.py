@@ -6,6 +6,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from trainer.report.edits import edits
 from trainer.report.evaluation import evaluation, verdict
 from trainer.report.markup import Html, join, tag
 from trainer.report.run_data import RunData, read_run
@@ -20,6 +21,7 @@ PLACES = (
     ("glance", "At a glance"),
     ("evaluation", "The memory's worth"),
     ("sentences", "Sentences"),
+    ("edits", "Edits"),
     ("training", "Training"),
     ("config", "Configuration"),
     ("text", "The text"),
@@ -85,6 +87,7 @@ def render(run: RunData, *, written: datetime) -> Html:
             glance(run),
             evaluation(run),
             samples(run),
+            edits(run),
             training(run),
             configuration(run),
             text_source(run),

@@ -23,6 +23,7 @@ class RunData:
     metrics: Sequence[Mapping[str, Any]]
     evaluation: Mapping[str, Any] | None
     samples: Sequence[Mapping[str, Any]] | None
+    edits: Mapping[str, Any] | None
     config: Mapping[str, Any] | None
     notes: Mapping[str, Any] | None
     remarks: Sequence[str]
@@ -80,6 +81,7 @@ def read_run(run_dir: Path) -> RunData:
         metrics=part(METRICS_FILE, read_metrics, list) or [],
         evaluation=part("evaluation.json", _read_json, dict),
         samples=part("samples.json", _read_json, list),
+        edits=part("edits.json", _read_json, dict),
         config=part("config.toml", _read_toml, dict),
         notes=part("notes.json", _read_json, dict),
         remarks=remarks,

@@ -1,5 +1,6 @@
 """The whole report: self-contained, escaped, honest about what is missing."""
 
+import json
 import resource
 import signal
 from html.parser import HTMLParser
@@ -170,3 +171,20 @@ def test_a_full_disk_leaves_the_old_report_whole(tmp_path: Path) -> None:
 def test_no_such_run_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         write_report(tmp_path / "nowhere")
+
+
+def test_edits_are_shown_and_escaped(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    case = {"sentence": f"rome is in [MASK] {ATTACK}", "before": "italy", "edited_to": "spain"}
+    case |= {"after": "spain", "put_back": "italy"}
+    found = {"edits": 4, "followed": 3, "returned": 4, "cases": [case]}
+    (run / "edits.json").write_text(json.dumps(found))
+    page = report(run)
+    assert "changed in 4 passages" in page.text
+    assert "followed in 3" in page.text
+    assert "rome is in [MASK]" in page.text
+    assert not {"script", "img"} & set(page.elements)
+
+
+def test_a_run_without_edits_says_so(tmp_path: Path) -> None:
+    assert "No edit of the memory was tried" in report(write_run(tmp_path)).text
