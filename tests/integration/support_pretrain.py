@@ -106,7 +106,8 @@ def read_lines(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 def checkpoint_names(run_dir: Path) -> list[str]:
     """What lies in the checkpoints' directory, hidden names too."""
-    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    folder = run_dir / "checkpoints"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 @dataclass(frozen=True)
