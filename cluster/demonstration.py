@@ -20,6 +20,7 @@ from torch import Tensor
 from memory_server.api import Entry, Memory, Retrieved
 from memory_server.segments import write_segment
 from memory_server.store import Store
+from memory_server.switch import show_content
 from model import PlugLMForMaskedLM
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.data.stream import TrainBatch
@@ -27,7 +28,6 @@ from trainer.export import MODEL, write_json
 from trainer.loop import TrainJob
 
 _EDITS = 20
-_SEAL_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +130,7 @@ class _Questions:
     def sentence(self, case: _Case, tokenizer: Any) -> str:
         """The sentence as the model sees it, the asked word as [MASK], the other masks solved."""
         batch = self.batches[case.batch]
-        labels_T = batch.labels[case.row]
-        ids_T = torch.where(labels_T >= 0, labels_T, batch.input_ids[case.row])
-        ids_T = ids_T[: int(batch.attention_mask[case.row].sum())].clone()
+        ids_T = _truth(batch, case.row)[: int(batch.attention_mask[case.row].sum())]
         ids_T[case.position] = tokenizer.mask_token_id
         kept = [
             t for t in ids_T.tolist() if t not in (tokenizer.cls_token_id, tokenizer.sep_token_id)
@@ -156,8 +154,14 @@ def _choose(asks: _Questions, memory: Memory, tokenizer: Any) -> list[_Case]:
             for t in (batch.labels[row] >= 0).nonzero().flatten().tolist():
                 truth = int(batch.labels[row, t])
                 word = tokenizer.convert_ids_to_tokens(truth)
+                following = _truth(batch, row)[t + 1 : t + 2]
+                whole = not any(
+                    piece.startswith("##")
+                    for piece in tokenizer.convert_ids_to_tokens(following.tolist())
+                )
                 if (
                     int(batch.input_ids[row, t]) == tokenizer.mask_token_id
+                    and whole
                     and word.isalpha()
                     and len(word) > 3
                     and tokens.count(truth) == 1
@@ -179,6 +183,11 @@ def _choose(asks: _Questions, memory: Memory, tokenizer: Any) -> list[_Case]:
         for case, other in zip(cases, others, strict=True)
         if other != case.truth
     ]
+
+
+def _truth(batch: TrainBatch, row: int) -> Tensor:
+    """The tokens of a sequence before it was masked, int64 [T]."""
+    return torch.where(batch.labels[row] >= 0, batch.labels[row], batch.input_ids[row])
 
 
 def _edited(entry: Entry, case: _Case, tokenizer: Any) -> Entry:
@@ -203,8 +212,4 @@ def _commit(store: Store, memory: Memory, entries: Sequence[Entry], message: str
     version = store.commit(
         add_segments=[path], remove_ids=[entry.id for entry in entries], message=message
     )
-    live = memory.info()
-    epoch = memory.stage(encoder_step=live.encoder_step, content_version=version)
-    memory.wait_sealed(epoch, _SEAL_TIMEOUT_S)
-    memory.activate(epoch)
-    memory.release(live.epoch)
+    show_content(memory, version)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from transformers.utils.logging import disable_progress_bar
 
 from cluster import checks
 from cluster.config import PretrainConfig
@@ -86,6 +87,8 @@ def run_task(
 ) -> int:
     """Train on any task; see `pretrain`."""
     tell = say or _to_stderr
+    # The run has a progress line of its own.
+    disable_progress_bar()
     device = checks.resolve_device(config)
     checks.check_model(config, source)
     checks.check_memory(config, source)

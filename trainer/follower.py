@@ -124,7 +124,9 @@ class MemoryFollower:
         return bool(stop_all)
 
     def finish(self, step: int) -> None:
-        """Bring the keys up to the final weights and wait for it; collective."""
+        """Bring the keys up to the final weights, unless refresh is off; collective, blocks."""
+        if self._settings.refresh == "off":
+            return
         self._drop_staged()
         self._publish(step, wait=True)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from safetensors import SafetensorError
@@ -205,8 +204,8 @@ class _Run:
         everywhere = sum_over_ranks(labelled.clone())
         parts = self.settings.runtime.trainers * len(batches)
         denominator = (everywhere / parts).clamp(min=1.0).float()
-        for place, batch in enumerate(batches):
-            excluded_B = self._excluded(batch, place)
+        for batch in batches:
+            excluded_B = self._excluded(batch)
             warming = self.step < optim.retrieval_warmup_steps and batch.positive_tokens is not None
             output = self.engine.forward_backward(
                 input_ids=batch.input_ids,
@@ -225,16 +224,16 @@ class _Run:
         self.step += 1
         self.steps_since_log += 1
 
-    def _excluded(self, batch: TrainBatch, place: int) -> Tensor:
-        """Which sequences must do without their own document, bool [B]; the same after a resume.
+    def _excluded(self, batch: TrainBatch) -> Tensor:
+        """Which sequences must do without their own document, bool [B].
 
-        Args:
-            place: of the micro-batch in the step.
+        Drawn by step and right entry, so the same however ranks and micro-batches cut the batch.
         """
         memory = self.settings.memory
         share = memory.exclude_own_document_share if memory.exclude_own_document else 0.0
-        key = rng.derive_key(self.settings.run.seed, self.step, self.rank, place)
-        drawn = rng.uniform(key, np.arange(len(batch.doc_ids)))
+        drawn = rng.uniform(
+            rng.derive_key(self.settings.run.seed, self.step), batch.positive_ids.cpu().numpy()
+        )
         return torch.from_numpy(drawn < share).to(self.engine.device)
 
     @property
@@ -263,7 +262,7 @@ class _Run:
     def _note(
         self, batch: TrainBatch, output: Any, denominator: Tensor, excluded_B: Tensor
     ) -> None:
-        """Queue a micro-batch's numbers; nothing waits for the device here."""
+        """Queue a micro-batch's numbers; they are reduced when a line is written."""
         labels_m = batch.labels[batch.labels != -100]
         masks = len(labels_m)
         correct = (output.logits.detach().argmax(-1) == labels_m).float().sum()

@@ -236,6 +236,7 @@ CONSISTENT: dict[str, st.SearchStrategy[Any]] = {
     "model.memory_layers": st.integers(1, 4),
     "model.memory_attention": st.sampled_from(["multi_head", "single_head"]),
     "memory.max_staleness_steps": st.just(0),
+    "memory.exclude_own_document_share": st.just(1.0),
     "memory.gpus_per_shard": st.floats(0, 1),
     "optim.batch_size": st.sampled_from([64, 65_536]),
     "runtime.trainers": st.sampled_from([1, 2, 4]),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from memory_server.api import Memory, Retrieved
 from memory_server.store import Store
+from memory_server.switch import show_content
 from model import PlugLMForMaskedLM
 from trainer.world.facts import Fact, another_thing
 from trainer.world.store import add_facts, edit_fact, remove_facts
@@ -19,7 +20,6 @@ from trainer.world.words import THINGS
 CHANCE = 1 / len(THINGS)
 """Accuracy of guessing."""
 _BATCH = 100
-_SEAL_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,19 +211,6 @@ def like_things(fact: Fact, facts: Sequence[Fact]) -> set[str]:
     """The things of the other facts that share giver, verb or receiver with one."""
     words = set(fact.words[:3])
     return {f.thing for f in facts if f.id != fact.id and words.intersection(f.words[:3])}
-
-
-def show_content(memory: Memory, version: str) -> None:
-    """Make a content version the live one, with the keys' weights as they are; blocks.
-
-    Raises:
-        memory_server.errors.RefreshFailed: it could not be staged; the old one goes on serving.
-    """
-    live = memory.info()
-    epoch = memory.stage(encoder_step=live.encoder_step, content_version=version)
-    memory.wait_sealed(epoch, _SEAL_TIMEOUT_S)
-    memory.activate(epoch)
-    memory.release(live.epoch)
 
 
 def describe_exam(exam: Exam) -> list[str]:
