@@ -1,31 +1,37 @@
-"""Exact search through `LocalMemory` against `faiss.IndexFlatIP` at its best BLAS threshold.
-
-    python benchmarks/search_flat.py [--entries 100000] [--threads 1]
+"""Exact search through LocalMemory against faiss.IndexFlatIP at its best BLAS threshold.
 
 Both search the same keys with the same queries, turn by turn; the answers are compared.
-`LocalMemory` also checks the request, masks and gathers the winners' tokens; faiss only finds ids.
-Prints medians and their ratio.
+LocalMemory also checks the request, masks, and gathers the winners' tokens; faiss only finds ids.
 """
 
-import argparse
-import platform
-import statistics
+from __future__ import annotations
+
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 import torch
+from harness import (
+    Spread,
+    argument_parser,
+    begin,
+    finish,
+    positive,
+    seconds,
+    spread_of_ratios,
+    table,
+    turn_by_turn,
+)
+from invented import write_store
 from torch import Tensor
 
 from memory_server.local import LocalMemory
-from memory_server.segments import write_segment
-from memory_server.store import Store
 
-WIDTH, ENTRY_TOKENS, CLUSTERS = 128, 64, 1000
+WIDTH, ENTRY_TOKENS, CLUSTERS, VOCABULARY = 128, 64, 1000, 60_000
 
 
 def clustered_keys(entries: int) -> Tensor:
@@ -43,79 +49,62 @@ class RowEncoder:
         self._keys = keys
 
     def __call__(self, tokens_nS: Tensor) -> Tensor:
-        return self._keys[tokens_nS[:, 0] * 60_000 + tokens_nS[:, 1]]
-
-
-def make_store(path: Path, entries: int) -> Store:
-    store = Store.create(
-        path,
-        tokenizer_fingerprint="none",
-        entry_tokens=ENTRY_TOKENS,
-        vocab_size=60_000,
-        pad_token_id=0,
-    )
-    rows = np.arange(entries)
-    tokens = np.zeros((entries, ENTRY_TOKENS), dtype=np.uint16)
-    tokens[:, 0], tokens[:, 1] = np.divmod(rows, 60_000)
-    empty = [""] * entries
-    write_segment(
-        store.incoming / "all.arrow",
-        ids=rows,
-        doc_ids=rows // 4,
-        tokens_NS=tokens,
-        texts=empty,
-        titles=empty,
-        sources=empty,
-        meta=store.meta,
-    )
-    store.commit(add_segments=[store.incoming / "all.arrow"], message="benchmark")
-    return store
-
-
-def seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
+        return self._keys[tokens_nS[:, 0] * VOCABULARY + tokens_nS[:, 1]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--entries", type=int, default=100_000)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--top-k", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32, 512])
+    parser = argument_parser(__doc__)
+    parser.add_argument("--entries", type=positive, default=100_000)
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--top-k", type=positive, default=5)
+    parser.add_argument("--repeats", type=positive, default=7)
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 32, 512])
     args = parser.parse_args()
+    facts = begin()
+    torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     faiss.omp_set_num_threads(args.threads)
     faiss.cvar.distance_compute_blas_threshold = 512  # the best for IndexFlatIP at these batches
     keys = clustered_keys(args.entries)
     index = faiss.IndexFlatIP(WIDTH)
     index.add(keys.numpy())
-    print(
-        f"{platform.node()} {platform.machine()}, {torch.get_num_threads()} thread(s), torch "
-        f"{torch.__version__}, faiss {faiss.__version__}, N={args.entries}, Q={WIDTH}, "
-        f"K={args.top_k}"
-    )
+    tokens_NS = np.zeros((args.entries, ENTRY_TOKENS), dtype=np.uint16)
+    tokens_NS[:, 0], tokens_NS[:, 1] = np.divmod(np.arange(args.entries), VOCABULARY)
+    print(f"N={args.entries:,}, Q={WIDTH}, K={args.top_k}, {args.threads} thread(s)\n")
+    rows, figures = [], []
     with tempfile.TemporaryDirectory() as directory:
-        store = make_store(Path(directory) / "store", args.entries)
+        store = write_store(Path(directory) / "store", tokens_NS, vocab_size=VOCABULARY)
         with LocalMemory(store, encoder=lambda _: RowEncoder(keys), weights={}) as memory:
             for batch in args.batches:
                 chosen = torch.randint(args.entries, (batch,))
                 queries = keys[chosen] + 0.3 * torch.randn(batch, WIDTH)
-                ours, theirs = [], []
-                for _ in range(args.repeats):
-                    ours.append(seconds(partial(memory.search, queries, args.top_k)))
-                    theirs.append(seconds(partial(index.search, queries.numpy(), args.top_k)))
-                same = (
-                    memory.search(queries, args.top_k).ids.numpy()
-                    == index.search(queries.numpy(), args.top_k)[1]
-                ).mean()
-                a, b = statistics.median(ours) * 1e3, statistics.median(theirs) * 1e3
-                print(
-                    f"batch {batch:4d}: LocalMemory {a:8.1f} ms, IndexFlatIP {b:8.1f} ms, "
-                    f"ratio {a / b:.2f}, same ids {same:.4f}"
+                search: dict[str, Callable[[], Any]] = {
+                    "ours": partial(memory.search, queries, args.top_k),
+                    "theirs": partial(index.search, queries.numpy(), args.top_k),
+                }
+                spent = turn_by_turn(
+                    {name: partial(seconds, call) for name, call in search.items()},
+                    repeats=args.repeats,
                 )
+                ours, theirs = (
+                    Spread.of([1000 * s for s in spent[name]]) for name in ("ours", "theirs")
+                )
+                ratio = spread_of_ratios(spent["ours"], spent["theirs"])
+                same = float((search["ours"]().ids.numpy() == search["theirs"]()[1]).mean())
+                rows.append(
+                    [str(batch), ours.shown(), theirs.shown(), ratio.shown(), f"{same:.4f}"]
+                )
+                figures.append(
+                    {
+                        "batch": batch,
+                        "local_memory_ms": ours,
+                        "index_flat_ip_ms": theirs,
+                        "ratio": ratio,
+                        "same_ids": same,
+                    }
+                )
+    print(table(["queries", "LocalMemory, ms", "IndexFlatIP, ms", "ratio", "same ids"], rows))
+    finish(args.json, facts, args, figures)
 
 
 if __name__ == "__main__":
