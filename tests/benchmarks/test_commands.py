@@ -1,0 +1,80 @@
+"""The benchmarks are commands that work: their help, and a smallest run of the affordable ones."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+FOLDER = REPOSITORY / "benchmarks"
+SHARED = {"harness", "invented", "watch"}
+COMMANDS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in SHARED)
+
+
+def call(name: str, *words: str) -> str:
+    """Run a benchmark as a person does; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, FOLDER / f"{name}.py", *words],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def figures(name: str, tmp_path: Path, *words: str) -> Any:
+    """Run a benchmark at a small size; returns the figures of its JSON."""
+    path = tmp_path / "figures.json"
+    printed = call(name, *words, "--json", str(path))
+    written = json.loads(path.read_text(encoding="utf-8"))
+    machine = written["machine"]
+    assert machine["cpu"] in printed.splitlines()[0]
+    assert {"cores", "ram_gib", "python", "versions", "commit", "date"} <= machine.keys()
+    assert "| " in printed
+    return written["figures"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_what_is_measured_and_is_in_the_documents(name: str) -> None:
+    printed = call(name, "--help")
+    first_line = (FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines()[0]
+    assert first_line.strip('"') in printed
+    assert "--json" in printed
+    documents = (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert f"python benchmarks/{name}.py" in documents
+
+
+def test_flat_search_finds_what_its_peer_finds(tmp_path: Path) -> None:
+    words = ["--entries", "300", "--batches", "2", "--repeats", "2"]
+    (row,) = figures("search_flat", tmp_path, *words)
+    assert row["same_ids"] == 1.0
+    assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
+
+
+def test_training_is_compared_with_its_peers(tmp_path: Path) -> None:
+    words = ["--entries", "40", "--batch", "2", "--repeats", "2"]
+    rows = {row["variant"]: row for row in figures("training_overhead", tmp_path, *words)}
+    assert set(rows) == {"memory + warm-up", "memory", "no lookup", "plain layers"}
+    assert rows["no lookup"]["speed_over"]["no lookup"]["median"] == 1.0
+    searched = {name for name, row in rows.items() if row["parts_ms"]["retrieval"]["median"] > 0}
+    assert searched == {"memory + warm-up", "memory"}
+
+
+@pytest.mark.slow
+def test_a_variant_is_trained_and_asked(tmp_path: Path) -> None:
+    words = ["--steps", "4", "--only", "tokens-layer-copy-0.1", "--keep", str(tmp_path / "runs")]
+    (row,) = figures("memory_is_read", tmp_path, *words)
+    (run,) = row["runs"]
+    assert run["steps"] == 4
+    assert 0 <= run["accuracy"] <= 1
+    assert 0 <= run["accuracy_without_memory"] <= 1
+    # A passage's own words find it before anything is learned; guessing finds 5 of 500.
+    assert run["right_entry_rate"] > 0.1
+    assert (tmp_path / "runs" / "tokens-layer-copy-0.1-seed0" / "metrics.jsonl").exists()

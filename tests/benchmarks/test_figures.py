@@ -1,0 +1,114 @@
+"""The figures themselves: spreads, turns, tables, and what is read from a finished run."""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+Load = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    """Import a benchmark as a script does: with its own folder on the path."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def test_a_spread_is_shown_with_its_range(load: Load) -> None:
+    harness = load("harness")
+    assert harness.Spread.of([3.0, 1.0, 2.0]).shown(1) == "2.0 (1.0 to 3.0)"
+    assert harness.Spread.of([1234.5]).shown(0) == "1,234"
+    with pytest.raises(ValueError, match="nothing was measured"):
+        harness.Spread.of([])
+
+
+def test_ratios_are_taken_within_a_turn(load: Load) -> None:
+    ratio = load("harness").spread_of_ratios([2.0, 20.0, 9.0], [1.0, 10.0, 3.0])
+    assert (ratio.low, ratio.median, ratio.high) == (2.0, 2.0, 3.0)
+
+
+def test_everyone_has_as_many_turns_and_each_comes_first(load: Load) -> None:
+    order: list[str] = []
+
+    def turn(name: str) -> int:
+        order.append(name)
+        return len(order)
+
+    calls = {name: partial(turn, name) for name in "abc"}
+    results = load("harness").turn_by_turn(calls, repeats=3, warmup=1)
+    assert {name: len(kept) for name, kept in results.items()} == {"a": 3, "b": 3, "c": 3}
+    assert order[3::3] == ["a", "b", "c"]
+    assert min(results["a"] + results["b"] + results["c"]) == 4, "the warm-up is not kept"
+
+
+def test_a_table_is_aligned(load: Load) -> None:
+    lines = load("harness").table(["name", "s"], [["long name", "1"], ["x", "12.5"]]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[2] == "| long name |    1 |"
+
+
+def test_a_refresh_run_leaves_out_the_refresh_after_the_last_step(
+    load: Load, tmp_path: Path
+) -> None:
+    lines = [
+        {"kind": "train", "step": 1, "sequences_per_s": 1.0},
+        {"kind": "refresh", "step": 7, "encoder_step": 4, "seconds_stood_still": 0.5,
+         "seconds_total": 2.0},
+        {"kind": "train", "step": 11, "sequences_per_s": 40.0},
+        {"kind": "refresh", "step": 12, "encoder_step": 12, "seconds_stood_still": 9.0,
+         "seconds_total": 9.0},
+    ]  # fmt: skip
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8")
+    paused = load("refresh_pause").read_run(tmp_path, mode="async", steps=12, every=4, batch=8)
+    assert (paused.stood_still, paused.total) == ([0.5], [2.0])
+    assert paused.staleness == [0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 6, 7]
+    assert paused.steps_per_s == pytest.approx(5.0)
+    assert paused.missed == 1
+
+
+def test_a_quickstart_is_read_and_averaged(load: Load, tmp_path: Path) -> None:
+    gain = load("quickstart_gain")
+    runs = []
+    for seed, loss in enumerate((2.0, 4.0)):
+        run_dir = tmp_path / f"run-seed{seed}"
+        run_dir.mkdir()
+        conditions = {"right": {"loss": loss, "accuracy": 0.5, "masks": 9}}
+        cases = [{"name": "own", "conditions": conditions, "right_entry_rate": 0.75}]
+        evaluation = {"k": 5, "masks": 9, "cases": cases}
+        (run_dir / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
+        edits = {"edits": 20, "followed": 18, "returned": 20}
+        (run_dir / "edits.json").write_text(json.dumps(edits), encoding="utf-8")
+        runs.append(gain.read_run(run_dir))
+    rows = {row[0]: row[1:] for row in gain.rows_of(runs)}
+    assert rows["own: loss, right"] == ["2.000", "4.000", "3.000 ± 1.414"]
+    assert rows["right entry in top-5"] == ["75.0%", "75.0%", "75.0% ± 0.0%"]
+    assert rows["edits followed"][0] == "18.0"
+    with pytest.raises(SystemExit, match=r"evaluation\.json"):
+        gain.read_run(tmp_path)
+
+
+def test_a_command_is_watched_and_a_failure_is_told(load: Load, tmp_path: Path) -> None:
+    watch = load("watch")
+    log = tmp_path / "log"
+    hold = "x = bytearray(300 * 2**20); import time; time.sleep(1.5)"
+    family = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
+    watched = watch.watch([sys.executable, "-c", family], cwd=tmp_path, log=log)
+    assert watched.peak_rss_gib > 0.3
+    assert watched.peak_processes == 2
+    assert watched.seconds > 1.5
+    failing = "print('out of tea'); raise SystemExit(3)"
+    with pytest.raises(RuntimeError, match="ended with 3\nout of tea"):
+        watch.watch([sys.executable, "-c", failing], cwd=tmp_path, log=log)
