@@ -28,7 +28,7 @@ def _arguments() -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="for make, such as TORCH_INDEX=https://download.pytorch.org/whl/cpu",
+        help="for make, such as TORCH_INDEX=URL",
     )
     return parser.parse_args()
 
