@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from cluster import checks
 from cluster.config import PretrainConfig
-from cluster.errors import Interrupted, LaunchError
+from cluster.errors import LaunchError
 from cluster.ray_session import ray_session
 from cluster.stop import Stop, stop_on_signals
 from cluster.trainer_actor import Gang, TrainerDied, first_failure, trainer_gang
@@ -110,43 +110,41 @@ def run_task(
     write_text(run_dir / CONFIG_FILE, config.to_toml())
     if notes:
         write_json(run_dir / "notes.json", notes)
-    try:
-        with (
-            stop_on_signals() as stop,
-            _everything(config, source, shape, weights, start, device, stop) as up,
-        ):
-            memory, gang = up
-            tell(_opening(config, memory, start, device))
-            job = TrainJob(
-                settings=config,
-                run_dir=run_dir,
-                task=task,
-                memory=memory,
-                tokenizer=source.tokenizer.resolve(),
-                model_config=shape.to_dict(),
-                device=device,
-                init_method=gang.rendezvous,
-                checkpoint=start.checkpoint,
-                start=start.state,
-                resolved_config=_plain(config),
-            )
-            outcome = _watch(config, gang, job, stop, tell)
-            if outcome.stopped:
-                tell(
-                    f"stopped at step {outcome.step}; {outcome.checkpoint} is committed: go on "
-                    "with --resume"
+    with stop_on_signals() as stop:
+        try:
+            with _everything(config, source, shape, weights, start, device, stop) as up:
+                memory, gang = up
+                tell(_opening(config, memory, start, device))
+                job = TrainJob(
+                    settings=config,
+                    run_dir=run_dir,
+                    task=task,
+                    memory=memory,
+                    tokenizer=source.tokenizer.resolve(),
+                    model_config=shape.to_dict(),
+                    device=device,
+                    init_method=gang.rendezvous,
+                    checkpoint=start.checkpoint,
+                    start=start.state,
+                    resolved_config=_plain(config),
                 )
-                return 128 + stop.number
-            tell("evaluating on held-out text ...")
-            evaluation = _wait(gang.evaluate(job), run_dir, stop)
-            lines = describe_evaluation(evaluation)
-            if after is not None:
-                lines += after(job)
-    except Interrupted as interruption:
-        last = latest_checkpoint(run_dir)
-        kept = f"go on from {last.name} with --resume" if last else "no checkpoint was due yet"
-        tell(f"interrupted; {kept}")
-        return interruption.exit_code
+                outcome = _watch(config, gang, job, stop, tell)
+                if outcome.stopped:
+                    tell(
+                        f"stopped at step {outcome.step}; {outcome.checkpoint} is committed: go on "
+                        "with --resume"
+                    )
+                    return 128 + stop.number
+                tell("evaluating on held-out text ...")
+                evaluation = _wait(gang.evaluate(job), run_dir, stop)
+                lines = describe_evaluation(evaluation)
+                if after is not None:
+                    lines += after(job)
+        except KeyboardInterrupt as interruption:
+            last = latest_checkpoint(run_dir)
+            kept = f"go on from {last.name} with --resume" if last else "no checkpoint was due yet"
+            tell(f"interrupted; {kept}")
+            return stop.exit_code(interruption)
     report = write_report(run_dir)
     for line in lines:
         tell(line)
@@ -173,6 +171,7 @@ def _everything(
     with ray_session(config.cluster, cpus=cpus):
         # Ray has installed a handler of its own; this run's must be the one that counts.
         stop.listen()
+        stop.check()
         memory = RayMemory.start(
             source.store.resolve(),
             shards=memory_settings.shards,
@@ -189,8 +188,10 @@ def _everything(
             gpus_per_shard=memory_settings.gpus_per_shard,
         )
         try:
+            stop.check()
             loopback = config.cluster.address == "local"
             with trainer_gang(runtime, on_gpu=device == "cuda", loopback=loopback) as gang:
+                stop.check()
                 yield memory, gang
         finally:
             memory.close()
@@ -260,8 +261,7 @@ def _wait(reference: Any, run_dir: Path, stop: Stop) -> Any:
     """The evaluation's result."""
     while True:
         ready, waiting = ray.wait([reference], timeout=_POLL_S)
-        if stop.event.is_set():
-            raise Interrupted(stop.number)
+        stop.check()
         if waiting:
             continue
         failure = first_failure(ready)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,17 @@ class Stop:
             for number in SIGNALS:
                 signal.signal(number, self._handle)
 
+    def check(self) -> None:
+        """Raise what a clean-up routine of a library has swallowed; call between long steps."""
+        if self.event.is_set():
+            raise Interrupted(self.number)
+
+    def exit_code(self, interruption: KeyboardInterrupt) -> int:
+        """128 and the signal's number. Ray's compiled calls turn ours into a plain interrupt."""
+        if isinstance(interruption, Interrupted):
+            return interruption.exit_code
+        return 128 + (self.number or signal.SIGINT)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again, self.number = self.number != 0, number
         self.event.set()
@@ -46,10 +58,19 @@ def stop_on_signals() -> Iterator[Stop]:
     """Listen while the block runs; what listened before does so again afterwards."""
     stop = Stop()
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    hook = sys.unraisablehook
+
+    def report(unraisable: sys.UnraisableHookArgs) -> None:
+        # An interrupt that fell into a destructor is noticed by `check`; nobody wants its trace.
+        if not isinstance(unraisable.exc_value, Interrupted):
+            hook(unraisable)
+
+    sys.unraisablehook = report
     stop.listen()
     try:
         yield stop
     finally:
+        sys.unraisablehook = hook
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -40,10 +40,10 @@ def explain(error: BaseException) -> Failure:
     error = _from_ray(error)
     if isinstance(error, Terminated):
         return Failure(message="ended by SIGTERM", code=TERMINATED)
-    if isinstance(error, KeyboardInterrupt):
-        return Failure(message="interrupted", code=CTRL_C)
     if isinstance(error, Interrupted):
         return Failure(message="interrupted", code=error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        return Failure(message="interrupted", code=CTRL_C)
     if isinstance(error, (UsageError, *_BAD_INPUT)):
         return Failure(message=_line(error), code=BAD_INPUT)
     if isinstance(error, MemoryServerError | TrainingError | LaunchError):
