@@ -145,9 +145,6 @@ class RuntimeSettings:
         minimum=0,
     )
     threads_per_trainer: int = documented(1, "CPU threads of each trainer.", minimum=1)
-    activation_checkpointing: bool = documented(
-        False, "Compute activations again in the backward pass instead of keeping them."
-    )
     deepspeed_config: str = documented(
         "", "JSON file merged over the generated DeepSpeed configuration; empty: none."
     )
