@@ -18,7 +18,10 @@ def retrieval_loss(
 ) -> Tensor:
     """Contrastive cross-entropy in the spirit of REALM's inverse cloze task (arXiv 2002.08909).
 
-    Each query must find the key of an entry of its own document among those of the whole batch.
+    Each query must find the key of an entry of its own document among those of the sequences given
+    here, which are one rank's micro-batch: keys of other ranks and passes are no negatives, so the
+    number of trainers and the micro-batch's size change the objective a little, and a sequence
+    alone has a loss of 0.
     Scores are the inner products by which the memory searches, over sqrt(Q). The retrieved entries
     are left out on purpose: as negatives from the first step they were measured to freeze the
     retriever at the first feature that it finds (right entry in the top-5: 0.1 instead of 1.0 on

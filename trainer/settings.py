@@ -130,7 +130,11 @@ class OptimSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeSettings:
-    """How the training is carried out; changes speed and memory, not what is learned."""
+    """How the training is carried out: changes speed and memory, and hardly what is learned.
+
+    The exception is the retrieval warm-up, whose negatives are a pass's own sequences: fewer
+    sequences per pass (more trainers, smaller micro-batches) make its task easier.
+    """
 
     SECTION: ClassVar[str] = "runtime"
 
@@ -141,7 +145,8 @@ class RuntimeSettings:
     micro_batch_size: int = documented(
         0,
         "Sequences per trainer and pass; 0: optim.batch_size / trainers. Smaller ones are "
-        "accumulated.",
+        "accumulated. They are each other's negatives in the retrieval warm-up, so its loss depends "
+        "on their number; a warm-up needs at least 2.",
         minimum=0,
     )
     threads_per_trainer: int = documented(1, "CPU threads of each trainer.", minimum=1)
@@ -238,6 +243,13 @@ class TrainSettings:
             raise ConfigError(
                 f"runtime.micro_batch_size = {micro}: must divide the {batch // trainers} "
                 "sequences of each trainer (optim.batch_size / runtime.trainers), or be 0"
+            )
+        if self.micro_batch_size == 1 and self.optim.retrieval_warmup_steps > 0:
+            raise ConfigError(
+                f"optim.retrieval_warmup_steps = {self.optim.retrieval_warmup_steps}: needs at "
+                f"least 2 sequences per trainer and pass, which are each other's negatives, but "
+                f"optim.batch_size = {batch}, runtime.trainers = {trainers} and "
+                f"runtime.micro_batch_size = {micro} make it 1; raise the batch or use 0"
             )
 
     @property
