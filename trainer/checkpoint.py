@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,10 @@ class CheckpointState:
         trainers, zero_stage: of the run that wrote it; DeepSpeed's files need the same ones.
         content_version: content of the memory epoch that was live.
         encoder_step: the step whose weights made its keys (they are in the checkpoint).
-        published_step: the last step that published weights for a refresh.
+        published_step: the step from which the next refresh is counted. Weights that were on their
+            way into the memory are lost with the run, so it is that of the live keys.
+        settings: the run's settings as nested plain values, so that a resumed run can tell what
+            changed; empty in a state that was not read from a checkpoint.
     """
 
     step: int
@@ -53,6 +56,7 @@ class CheckpointState:
     content_version: str
     encoder_step: int
     published_step: int
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:

@@ -52,7 +52,8 @@ class TrainJob:
         init_method: where the ranks meet.
         checkpoint: to resume from; None: start afresh.
         start: step, cursor and refresh state at the start.
-        resolved_config: shown by wandb.
+        resolved_config: the settings as nested plain values, shown by wandb and kept in every
+            checkpoint.
     """
 
     settings: TrainSettings
@@ -360,7 +361,10 @@ class _Run:
                 zero_stage=self.settings.runtime.zero_stage,
                 content_version=self.follower.content_version,
                 encoder_step=self.follower.encoder_step,
-                published_step=self.follower.published_step,
+                # Weights on their way into the memory are lost with the run: a resumed one counts
+                # from the keys that it has, and publishes again as soon as that is due.
+                published_step=self.follower.encoder_step,
+                settings=self.job.resolved_config,
             )
             keep = self.settings.checkpoint.keep
             path = checkpoints.commit(run_dir, state, self.follower.live_weights, keep=keep)

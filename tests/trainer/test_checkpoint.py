@@ -30,6 +30,7 @@ def state(step: int, **changes: Any) -> CheckpointState:
         "content_version": "v-7",
         "encoder_step": step - 1,
         "published_step": step,
+        "settings": {"optim": {"lr": 1e-3, "betas": [0.9, 0.98]}, "run": {"name": "a"}},
     }
     return CheckpointState(**(values | changes))
 
