@@ -57,10 +57,14 @@ class CorpusTask:
     Args:
         corpus: the corpus directory.
         store: the memory's store, whose entries of the same documents are the positives.
+        version: content version of the store that the run began with; None: the store's head.
+            A run that is resumed must be given the checkpoint's, because the store may have moved
+            on while the memory serves what it served.
     """
 
     corpus: Path
     store: Path
+    version: str | None = None
 
     def open(
         self, settings: TrainSettings, *, rank: int, world_size: int, cursor: Cursor
@@ -70,7 +74,7 @@ class CorpusTask:
         data = settings.data
         return BatchStream(
             SequenceDataset(info.sequences_path),
-            PositiveEntries(Store.open(self.store)),
+            PositiveEntries(Store.open(self.store), self.version),
             MaskingSettings(
                 vocab=corpus_vocab(self.corpus),
                 mask_probability=data.mask_probability,
@@ -92,7 +96,7 @@ class CorpusTask:
         info = load_corpus_info(self.corpus)
         return heldout_batches(
             SequenceDataset(info.heldout_path),
-            PositiveEntries(Store.open(self.store)),
+            PositiveEntries(Store.open(self.store), self.version),
             MaskingSettings(
                 vocab=corpus_vocab(self.corpus),
                 mask_probability=settings.evaluate.mask_probability,
