@@ -62,7 +62,17 @@ class Gang:
 
     def __init__(self, actors: list[Any]) -> None:
         self.actors = actors
-        self.rendezvous: str = ray.get(actors[0].rendezvous.remote(), timeout=_READY_TIMEOUT_S)
+        try:
+            # Asked of all, so that a worker that cannot start is noticed here.
+            meetings: list[str] = ray.get(
+                [actor.rendezvous.remote() for actor in actors], timeout=_READY_TIMEOUT_S
+            )
+        except (RayActorError, ray.exceptions.GetTimeoutError) as error:
+            raise LaunchError(
+                f"the trainers' processes were not up within {_READY_TIMEOUT_S:g} s "
+                f"({type(error).__name__}); see Ray's logs of their nodes"
+            ) from error
+        self.rendezvous = meetings[0]
 
     def start(self, job: TrainJob) -> list[Any]:
         """Begin training on every rank; returns one reference per rank."""

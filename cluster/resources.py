@@ -1,0 +1,86 @@
+"""What a run needs of the machine or cluster, compared with what there is, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from cluster.config import PretrainConfig
+from cluster.errors import LaunchError
+from trainer.settings import ConfigError
+
+
+def local_gpus() -> int:
+    """CUDA GPUs that torch sees on this machine."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def choose_device(config: PretrainConfig, gpus: int) -> str:
+    """ "cpu" or "cuda", for trainers.
+
+    Args:
+        config: `runtime.device` and `runtime.precision`.
+        gpus: GPUs of the machine, or of the cluster that is joined.
+
+    Raises:
+        ConfigError: GPUs are asked for and there is none, or a format that the CPU lacks.
+    """
+    device = config.runtime.device
+    if device == "cuda" and gpus < 1:
+        raise ConfigError(
+            'runtime.device = "cuda": no CUDA GPU is seen; use "cpu" or "auto", or install the gpu '
+            "extra on a machine with a GPU"
+        )
+    chosen = "cpu" if device == "cpu" or gpus < 1 else "cuda"
+    if chosen == "cpu" and config.runtime.precision == "fp16":
+        raise ConfigError('runtime.precision = "fp16": the CPU trains in "fp32" or "bf16"')
+    return chosen
+
+
+def cpus_needed(config: PretrainConfig) -> int:
+    """CPUs that trainers and shards reserve."""
+    runtime, memory = config.runtime, config.memory
+    return runtime.trainers * runtime.threads_per_trainer + memory.shards * memory.threads_per_shard
+
+
+def gpus_needed(config: PretrainConfig, device: str) -> float:
+    """GPUs that trainers (a whole one each) and shards reserve."""
+    trainers = config.runtime.trainers if device == "cuda" else 0
+    return trainers + config.memory.shards * config.memory.gpus_per_shard
+
+
+def check_gpus(config: PretrainConfig, device: str, gpus: int) -> None:
+    """Refuse what cannot be placed.
+
+    Raises:
+        ConfigError: trainers and shards need more GPUs than there are.
+    """
+    needed = gpus_needed(config, device)
+    if needed > gpus:
+        raise ConfigError(
+            f"{config.runtime.trainers} trainers on {device} and {config.memory.shards} shards "
+            f"with memory.gpus_per_shard = {config.memory.gpus_per_shard:g} need {needed:g} GPUs, "
+            f'but there are {gpus}; lower runtime.trainers, or set runtime.device = "cpu" or '
+            "memory.gpus_per_shard = 0"
+        )
+
+
+def check_cluster(config: PretrainConfig, device: str, resources: Mapping[str, float]) -> None:
+    """Refuse a joined cluster that can never place the run.
+
+    Args:
+        resources: all resources of the cluster, as `ray.cluster_resources()` gives them.
+
+    Raises:
+        ConfigError: too few GPUs. LaunchError: too few CPUs.
+    """
+    check_gpus(config, device, int(resources.get("GPU", 0)))
+    cpus = int(resources.get("CPU", 0))
+    if cpus_needed(config) > cpus:
+        raise LaunchError(
+            f"the run needs {cpus_needed(config)} CPUs ({config.runtime.trainers} trainers of "
+            f"{config.runtime.threads_per_trainer}, {config.memory.shards} shards of "
+            f"{config.memory.threads_per_shard}), but the cluster has {cpus}; add nodes, or lower "
+            "runtime.trainers, memory.shards or their threads"
+        )
