@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from cluster.config import PretrainConfig
 from cluster.errors import LaunchError
@@ -18,6 +17,22 @@ from trainer.data.cursor import Cursor
 from trainer.data.sequences import SequenceDataset
 from trainer.deepspeed_config import deepspeed_config
 from trainer.settings import ConfigError
+from trainer.settings_fields import shown
+
+# What a resumed run may set anew, by section: it changes neither what is learned nor the files.
+# Sections that are not named (run names, logging, checkpoints, evaluation, cluster) may all change,
+# but for the seed.
+_MAY_CHANGE: dict[str, frozenset[str]] = {
+    "run": frozenset({"dir", "name"}),
+    # Directories may move; their contents are compared by fingerprint and content version.
+    "data": frozenset({"corpus"}),
+    "model": frozenset({"init_from"}),
+    "memory": frozenset(
+        {"store", "shards", "on_lost_shard", "deadline_s", "threads_per_shard", "gpus_per_shard"}
+    ),
+    "optim": frozenset(),
+    "runtime": frozenset({"device", "threads_per_trainer"}),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,27 +86,11 @@ def corpus_source(config: PretrainConfig) -> Source:
     )
 
 
-def resolve_device(config: PretrainConfig) -> str:
-    """ "cpu" or "cuda".
-
-    Raises:
-        ConfigError: GPUs are asked for on a machine without.
-    """
-    device = config.runtime.device
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            'runtime.device = "cuda": this machine shows no CUDA GPU to torch; use "cpu" or '
-            '"auto", or install the gpu extra on a machine with a GPU'
-        )
-    if device == "cpu" and config.runtime.precision == "fp16":
-        raise ConfigError('runtime.precision = "fp16": the CPU trains in "fp32" or "bf16"')
-    return device
-
-
-def check_memory(config: PretrainConfig, source: Source) -> None:
+def check_memory(config: PretrainConfig, source: Source, content: str) -> None:
     """Refuse a memory that does not fit the corpus or the model.
+
+    Args:
+        content: the content version that the run begins with.
 
     Raises:
         ConfigError: K above the entries, another tokenizer, entries or sequences too long.
@@ -104,7 +103,7 @@ def check_memory(config: PretrainConfig, source: Source) -> None:
             f"(fingerprint {store.meta.tokenizer_fingerprint}) than the corpus "
             f"({source.tokenizer_fingerprint}); build the memory with the corpus's tokenizer"
         )
-    entries = store.manifest().entries
+    entries = store.manifest(content).entries
     most = min(entries, MAX_TOP_K)
     if config.memory.top_k > most:
         raise ConfigError(
@@ -124,13 +123,13 @@ def check_memory(config: PretrainConfig, source: Source) -> None:
         )
 
 
-def check_engine(config: PretrainConfig, device: str) -> None:
+def check_engine(config: PretrainConfig) -> None:
     """Build what the engine will be given, so that nonsense is refused here.
 
     Raises:
         ConfigError: the user's DeepSpeed JSON.
     """
-    deepspeed_config(config, on_gpu=device == "cuda")
+    deepspeed_config(config, on_gpu=False)
 
 
 def find_start(config: PretrainConfig, run_dir: Path, *, resume: bool, content: str) -> Start:
@@ -168,20 +167,26 @@ def find_start(config: PretrainConfig, run_dir: Path, *, resume: bool, content: 
             f"{run_dir} holds no committed checkpoint to resume from; start it without --resume"
         )
     state = read_state(checkpoint)
-    for name, given, needed in (
-        ("runtime.trainers", config.runtime.trainers, state.trainers),
-        ("runtime.zero_stage", config.runtime.zero_stage, state.zero_stage),
-    ):
-        if given != needed:
-            raise ConfigError(
-                f"{name} = {given}: {checkpoint.name} was written with {needed}; resume with "
-                f"{name}={needed}"
-            )
+    _check_same_run(config, checkpoint, state)
     if state.step > config.optim.steps:
         raise ConfigError(
             f"optim.steps = {config.optim.steps}: {checkpoint.name} is already at step {state.step}"
         )
     return Start(checkpoint=checkpoint, state=state)
+
+
+def _check_same_run(config: PretrainConfig, checkpoint: Path, state: CheckpointState) -> None:
+    """Refuse settings that would make the resumed run another one than the checkpoint's."""
+    given = tomllib.loads(config.to_toml())
+    for section, keys in _MAY_CHANGE.items():
+        for key, was in state.settings.get(section, {}).items():
+            now = given.get(section, {}).get(key, was)
+            if now != was and key not in keys:
+                name = f"{section}.{key}"
+                raise ConfigError(
+                    f"{name} = {shown(now)}: the run in {checkpoint.parent.parent} was started "
+                    f"with {shown(was)}; resume with {name}={shown(was)}, or start another run"
+                )
 
 
 def check_model(config: PretrainConfig, source: Source) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 from cluster import checks
 from cluster.config import PretrainConfig
+from cluster.resources import choose_device, local_gpus
 from cluster.trained_model import load_trained_model
+from memory_server.store import Store
 from trainer.evaluate import evaluation_report
 from trainer.task import CorpusTask
 
@@ -32,7 +34,7 @@ def evaluate_model(
         ConfigError, CorpusError, StoreError, TokenizerMismatch, FileNotFoundError: something is
         missing, damaged or does not fit; nothing was computed.
     """
-    device = checks.resolve_device(config)
+    device = choose_device(config, local_gpus())
     source = checks.corpus_source(config)
     trained = load_trained_model(model, device=device)
     trained.check_fingerprint(source.tokenizer_fingerprint, f"the corpus {config.data.corpus}")
@@ -42,7 +44,7 @@ def evaluate_model(
         model=replace(config.model, max_positions=trained.max_positions),
         memory=replace(config.memory, shards=1),
     )
-    checks.check_memory(fitting, source)
+    checks.check_memory(fitting, source, Store.open(source.store).head())
     task = CorpusTask(Path(config.data.corpus), source.store)
     say("computing the keys of the memory's entries ...")
     with trained.memory(source.store) as memory:

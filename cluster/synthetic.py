@@ -13,6 +13,7 @@ from cluster.checks import Source
 from cluster.config import load_config
 from cluster.presets import preset
 from cluster.pretrain import run_task
+from cluster.quickstart import fitting_trainers, is_complete, show_again
 from memory_server.store import Store
 from model import PlugLMForMaskedLM
 from trainer.checkpoint import latest_checkpoint
@@ -50,8 +51,11 @@ def synthetic_world(
     started = time.monotonic()
     run_dir = Path(directory).resolve() / f"run-seed{seed}"
     config = load_config(
-        preset("synthetic"), [f"run.dir={run_dir}", f"run.seed={seed}", *overrides]
+        preset("synthetic"),
+        [f"run.dir={run_dir}", f"run.seed={seed}", *fitting_trainers(), *overrides],
     )
+    if is_complete(run_dir, config):
+        return show_again(run_dir, _say)
     world = prepare_world(run_dir, config)
     source = Source(
         store=world.store,
@@ -77,8 +81,9 @@ def synthetic_world(
 
     code = run_task(
         config,
-        world.task,
         source,
+        lambda version: world.task,
+        first_content=world.task.versions[0],
         resume=latest_checkpoint(run_dir) is not None,
         say=_say,
         notes=_NOTES,

@@ -240,7 +240,7 @@ CONSISTENT: dict[str, st.SearchStrategy[Any]] = {
     "memory.gpus_per_shard": st.floats(0, 1),
     "optim.batch_size": st.sampled_from([64, 65_536]),
     "runtime.trainers": st.sampled_from([1, 2, 4]),
-    "runtime.micro_batch_size": st.sampled_from([0, 1, 16]),
+    "runtime.micro_batch_size": st.sampled_from([0, 2, 16]),
     "runtime.precision": st.sampled_from(["fp32", "bf16"]),
 }
 

@@ -1,0 +1,38 @@
+"""One driver per run directory: two would write over each other's checkpoints and metrics."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.errors import LaunchError
+
+_LOCK = ".lock"
+
+
+@contextmanager
+def run_lock(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory; freed by the system if this process dies.
+
+    Raises:
+        LaunchError: another process holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    # Not truncated on opening: the holder's number must stay readable to who comes second.
+    with (run_dir / _LOCK).open("a+", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise LaunchError(
+                f"{run_dir} is in use by process {holder}; wait for it, or choose another "
+                "directory with run.dir=DIR"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
