@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+PACKAGES = ("model", "memory_server", "trainer", "cluster")
+
 setup(
     name="pluglm",
     version="0.1.0",
@@ -9,14 +11,13 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(
-        include=[
-            f"{name}{rest}"
-            for name in ("model", "memory_server", "trainer", "cluster")
-            for rest in ("", ".*")
-        ]
-    ),
-    package_data={name: ["py.typed"] for name in ("model", "memory_server", "trainer", "cluster")},
+    packages=[
+        *find_packages(include=[f"{n}{rest}" for n in PACKAGES for rest in ("", ".*")]),
+        "cluster.configs",
+    ],
+    # The TOML files of the checkout are the installed command's presets.
+    package_dir={"cluster.configs": "configs"},
+    package_data={**{name: ["py.typed"] for name in PACKAGES}, "cluster.configs": ["*.toml"]},
     entry_points={"console_scripts": ["pluglm = cluster.cli:main"]},
     install_requires=[
         "deepspeed>=0.19.8",
