@@ -13,21 +13,27 @@ from enum import IntEnum
 
 from torch import Tensor
 
-from memory_server.api import Memory, StageState
-from memory_server.errors import MemoryServerError
+from memory_server.api import Memory
 from trainer.distributed import broadcast_integers
 from trainer.engine import TrainingEngine
 from trainer.errors import TrainingError
+from trainer.publisher import Publisher
 from trainer.settings import MemorySettings
 
-_LOOK_EVERY_S = 0.2
-_SEAL_TIMEOUT_S = 24 * 3600.0
+_MOST_FAILURES = 3
 
 
 class _Publish(IntEnum):
     NO = 0
     AND_GO_ON = 1
     AND_WAIT = 2
+
+
+class _Published(IntEnum):
+    UNDER_WAY = 0
+    LIVE = 1
+    FAILED = 2
+    STOPPED = 3
 
 
 class RefreshClock:
@@ -63,6 +69,7 @@ class MemoryFollower:
         live_content: str,
         live_weights: dict[str, Tensor],
         content_version: Callable[[int], str | None],
+        stop_requested: Callable[[], bool],
         record: Callable[..., None],
         say: Callable[[str], None],
     ) -> None:
@@ -78,142 +85,170 @@ class MemoryFollower:
             live_content: content version of the live epoch.
             live_weights: the weights that made its keys; a checkpoint needs them.
             content_version: content that a refresh at a step brings along (None: unchanged).
+            stop_requested: whether someone asked the run to end (rank 0; the others' is ignored).
             record: ``record(kind, step, **numbers)`` writes a metrics line (rank 0).
             say: tells the person who watches (rank 0).
         """
-        self._memory, self._engine, self._settings = memory, engine, settings
+        self._engine, self._settings = engine, settings
         self._leads = rank == 0
         self._clock = RefreshClock(settings)
         self.epoch, self.encoder_step, self.published_step = epoch, encoder_step, published_step
-        self.content_version, self.live_weights = live_content, live_weights
-        self._next_content, self._next_weights = live_content, live_weights
-        self._content_version, self._record, self._say = content_version, record, say
-        self._staged: int | None = None
-        self._staged_at = self._looked_at = 0.0
-        self._failure = ""
-        self._stood_still = 0.0
+        self._record, self._stop_requested = record, stop_requested
+        self._publisher = Publisher(
+            memory,
+            live_content=live_content,
+            live_weights=live_weights,
+            content_version=content_version,
+            stop_requested=stop_requested,
+            record=record,
+            say=say,
+        )
+        self._published_at = self._stood_still = 0.0
 
-    def boundary(self, step: int, *, stop: bool) -> bool:
+    @property
+    def content_version(self) -> str:
+        """Content of the live epoch (rank 0)."""
+        return self._publisher.content_version
+
+    @property
+    def live_weights(self) -> dict[str, Tensor]:
+        """The weights that made the live keys (rank 0)."""
+        return self._publisher.live_weights
+
+    def boundary(self, step: int) -> bool:
         """Between two steps, on all ranks together; collective.
 
         Args:
             step: optimizer steps done.
-            stop: rank 0's wish to end; the others' is ignored.
 
         Returns:
             Whether to end, the same on every rank.
 
         Raises:
-            TrainingError: the keys may not get older, and newer ones cannot be made.
+            TrainingError: the keys may not get older, and newer ones cannot be made; or refresh
+                after refresh fails; or the shards do not switch to the new keys.
         """
         started = time.perf_counter()
-        switch, publish = self._decide(step, stop) if self._leads else (-1, _Publish.NO)
-        # What is staged was made by the weights published last.
-        plan = [int(stop), switch, self.published_step, int(publish)]
-        stop_all, switch, encoder_step, publish = broadcast_integers(plan, self._engine.device)
+        switch, publish = self._decide(step) if self._leads else (-1, _Publish.NO)
+        # What is staged was made by the weights published last. A stop may have come meanwhile.
+        plan = [int(self._stopping()), switch, self.published_step, int(publish)]
+        plan.append(self._publisher.failures_in_a_row)
+        stop, switch, encoder_step, publish, failures = broadcast_integers(
+            plan, self._engine.device
+        )
         if switch >= 0:
             self._switch(step, switch, encoder_step, started)
+        if stop:
+            return True
+        if failures >= _MOST_FAILURES:
+            raise TrainingError(
+                f"{failures} refreshes in a row failed{self._reason}; the keys are those of step "
+                f"{self.encoder_step}, training is at step {step}: what was committed before is "
+                "kept, go on from it with --resume, which starts the memory anew"
+            )
         if publish != _Publish.NO:
-            self._publish(step, wait=publish == _Publish.AND_WAIT)
-        if not stop_all and self._clock.too_stale(step, self.encoder_step):
+            outcome = self._publish(step, wait=publish == _Publish.AND_WAIT)
+            if outcome == _Published.STOPPED:
+                return True
+        if self._clock.too_stale(step, self.encoder_step):
             raise TrainingError(
                 f"the keys are {step - self.encoder_step} steps old, memory.max_staleness_steps = "
                 f"{self._settings.max_staleness_steps} allows no more, and the refresh failed"
-                f"{f': {self._failure}' if self._leads else ' (rank 0 says why)'}"
+                f"{self._reason}"
             )
-        return bool(stop_all)
+        return False
 
-    def finish(self, step: int) -> None:
-        """Bring the keys up to the final weights, unless refresh is off; collective, blocks."""
+    def finish(self, step: int) -> bool:
+        """Bring the keys up to the final weights, unless refresh is off; collective, blocks.
+
+        Returns:
+            False: done. True: someone asked to stop before the keys were ready.
+
+        Raises:
+            TrainingError: it failed. The model must have been exported and committed by now.
+        """
         if self._settings.refresh == "off":
-            return
-        self._drop_staged()
-        self._publish(step, wait=True)
+            return False
+        self._publisher.give_up()
+        outcome = self._publish(step, wait=True)
+        if outcome == _Published.FAILED:
+            raise TrainingError(
+                f"the refresh after the last step failed{self._reason}; the model is exported and "
+                f"the checkpoint of step {step} is committed, but the memory's keys are still "
+                f"those of step {self.encoder_step}: complete the run with --resume"
+            )
+        return outcome == _Published.STOPPED
 
-    def _decide(self, step: int, stop: bool) -> tuple[int, int]:
+    @property
+    def _reason(self) -> str:
+        return f": {self._publisher.failure}" if self._leads else " (rank 0 says why)"
+
+    def _stopping(self) -> bool:
+        return self._leads and self._stop_requested()
+
+    def _decide(self, step: int) -> tuple[int, int]:
         """Rank 0: (sealed epoch to switch to or -1, whether to publish)."""
-        stale = not stop and self._clock.too_stale(step, self.encoder_step)
-        switch = -1
-        if self._staged is not None:
-            state, reason = self._look(self._staged, wait=stale)
+        stale = self._clock.too_stale(step, self.encoder_step) and not self._stopping()
+        publisher, switch = self._publisher, -1
+        if publisher.staged is not None:
+            state, reason = publisher.wait() if stale else publisher.look()
             if state == "sealed":
-                switch = self._staged
+                switch = publisher.staged
             elif state == "failed":
-                self._fail(step, reason)
-        if stop:
+                publisher.fail(step, reason, serving=self.epoch)
+            elif stale:
+                # The wait was ended by a wish to stop.
+                publisher.give_up()
+        if self._stopping():
             return switch, _Publish.NO
         if stale and switch < 0:
             return switch, _Publish.AND_WAIT
-        if (self._staged is not None and switch < 0) or not self._clock.due(
+        if (publisher.staged is not None and switch < 0) or not self._clock.due(
             step, self.published_step
         ):
             return switch, _Publish.NO
         at_once = self._settings.refresh == "sync"
         return switch, _Publish.AND_WAIT if at_once else _Publish.AND_GO_ON
 
-    def _look(self, epoch: int, *, wait: bool) -> tuple[StageState, str]:
-        """How far a staged epoch is, or how it ended up: (state, why it failed)."""
-        now = time.monotonic()
-        if not wait and now - self._looked_at < _LOOK_EVERY_S:
-            return "encoding", ""
-        self._looked_at = now
-        try:
-            if wait:
-                self._memory.wait_sealed(epoch, _SEAL_TIMEOUT_S)
-                return "sealed", ""
-            status = self._memory.staging(epoch)
-        except MemoryServerError as error:
-            return "failed", str(error)
-        return status.state, status.error or ""
-
-    def _publish(self, step: int, *, wait: bool) -> None:
+    def _publish(self, step: int, *, wait: bool) -> _Published:
         """Hand the weights to the memory; with `wait` the new epoch is live when this returns."""
         started = time.perf_counter()
         weights: dict[str, Tensor] = {}
         if self._leads or self._engine.settings.runtime.zero_stage == 3:
             weights = self._engine.key_weights()
         self.published_step = step
-        sealed = -1
-        if self._leads and self._stage(step, weights, started) and wait:
-            assert self._staged is not None
-            state, reason = self._look(self._staged, wait=True)
-            if state == "sealed":
-                sealed = self._staged
-            else:
-                self._fail(step, reason)
+        self._published_at = started
+        sealed, outcome = -1, _Published.FAILED
+        if self._leads and self._publisher.stage(step, weights, serving=self.epoch) and wait:
+            sealed, outcome = self._wait_for_keys(step)
         if not wait:
             self._stood_still = time.perf_counter() - started
-            return
-        (sealed,) = broadcast_integers([sealed], self._engine.device)
+            return _Published.UNDER_WAY
+        sealed, ended = broadcast_integers([sealed, int(outcome)], self._engine.device)
         self._stood_still = 0.0
         if sealed >= 0:
             self._switch(step, sealed, step, started)
+        return _Published(ended)
 
-    def _stage(self, step: int, weights: dict[str, Tensor], started: float) -> bool:
-        """Rank 0: begin an epoch of these weights; False when the memory refused it."""
-        content = self._content_version(step)
-        try:
-            self._staged = self._memory.stage(
-                encoder_step=step, weights=weights, content_version=content
-            )
-        except MemoryServerError as error:
-            self._fail(step, str(error))
-            return False
-        self._next_weights = weights
-        self._next_content = content or self.content_version
-        self._staged_at, self._looked_at = started, 0.0
-        return True
+    def _wait_for_keys(self, step: int) -> tuple[int, _Published]:
+        """Rank 0: (the staged epoch when it is sealed or -1, how the wait ended)."""
+        publisher = self._publisher
+        assert publisher.staged is not None
+        state, reason = publisher.wait()
+        if state == "sealed":
+            return publisher.staged, _Published.LIVE
+        if state == "failed":
+            publisher.fail(step, reason, serving=self.epoch)
+            return -1, _Published.FAILED
+        publisher.give_up()
+        return -1, _Published.STOPPED
 
     def _switch(self, step: int, epoch: int, encoder_step: int, started: float) -> None:
         """Every rank: searches are pinned to the new epoch from now on."""
         previous, self.epoch, self.encoder_step = self.epoch, epoch, encoder_step
         if not self._leads:
             return
-        # No rank searches the old epoch any more: all of them have finished the previous step.
-        self._memory.activate(epoch)
-        self._memory.release(previous)
-        self._staged = None
-        self.live_weights, self.content_version = self._next_weights, self._next_content
+        memory_bytes = self._publisher.go_live(step, previous)
         now = time.perf_counter()
         self._record(
             "refresh",
@@ -221,26 +256,8 @@ class MemoryFollower:
             epoch=epoch,
             encoder_step=encoder_step,
             published_step=encoder_step,
-            seconds_total=now - self._staged_at,
+            seconds_total=now - self._published_at,
             seconds_stood_still=self._stood_still + (now - started),
             mode=self._settings.refresh,
-            memory_bytes=dict(self._memory.info().bytes),
+            **memory_bytes,
         )
-
-    def _fail(self, step: int, failure: str) -> None:
-        self._failure = failure
-        self._drop_staged()
-        message = f"refresh failed, epoch {self.epoch} goes on serving: {failure}"
-        self._record("event", step, message=message)
-        self._say(message)
-
-    def _drop_staged(self) -> None:
-        if self._staged is None:
-            return
-        staged, self._staged = self._staged, None
-        try:
-            self._memory.release(staged)
-        except MemoryServerError as error:
-            # A memory that could not stage it may not be able to forget it either; training needs
-            # only the epoch that serves.
-            self._say(f"epoch {staged} of the memory is not released: {error}")

@@ -146,6 +146,7 @@ class _Run:
             live_content=start.content_version,
             live_weights=self._live_weights(),
             content_version=job.task.content_version,
+            stop_requested=control.stop_requested,
             record=self._record,
             say=control.say,
         )
@@ -173,7 +174,7 @@ class _Run:
             self.timer.take()
             stopped = False
             while self.step < settings.optim.steps:
-                stopped = self.follower.boundary(self.step, stop=self.control.stop_requested())
+                stopped = self.follower.boundary(self.step)
                 if stopped:
                     break
                 self._train_step(stream)
@@ -190,7 +191,7 @@ class _Run:
             stream.close()
         if not stopped:
             self._export()
-            self.follower.finish(self.step)
+            stopped = self.follower.finish(self.step)
         last = checkpoints.checkpoint_path(self.job.run_dir, self.saved_step)
         return TrainOutcome(step=self.step, stopped=stopped, checkpoint=last)
 

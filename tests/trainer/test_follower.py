@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from memory_server.api import Entry, MemoryInfo, Retrieved, StageState, StageStatus
-from memory_server.errors import CoordinatorLost, EpochInUse, EpochNotSealed, RefreshFailed
+from memory_server.errors import (
+    CoordinatorLost,
+    EpochInUse,
+    EpochNotSealed,
+    RefreshFailed,
+    ShardLost,
+)
 from tests.multiprocess.ranks import run_ranks
 from trainer.engine import TrainingEngine
 from trainer.errors import TrainingError
@@ -35,6 +41,8 @@ class FakeMemory:
         self.staged: dict[int, tuple[int, float, str | None]] = {}
         self.log: list[str] = []
         self.refuses: Exception | None = None
+        self.unable: dict[str, int] = {}
+        self.never_seals = False
         self.seals_when_waited_for = seals_when_waited_for
 
     def stage(
@@ -60,23 +68,34 @@ class FakeMemory:
 
     def wait_sealed(self, epoch: int, timeout_s: float) -> None:
         self.log.append(f"wait {epoch}")
+        if self.never_seals:
+            assert timeout_s <= 1, "whoever asks to stop waits this long"
+            raise TimeoutError("not sealed yet")
         if not self.seals_when_waited_for:
             self.states[epoch] = "failed"
             raise RefreshFailed("a shard fell over")
         self.states[epoch] = "sealed"
 
     def activate(self, epoch: int) -> None:
+        self.may("activate")
         if self.states[epoch] != "sealed":
             raise EpochNotSealed(str(epoch))
         self.live = epoch
         self.log.append(f"activate {epoch}")
 
     def release(self, epoch: int) -> None:
+        self.may("release")
         if epoch == self.live:
             raise EpochInUse(str(epoch))
         # Numbers are never given twice, so a released epoch is kept in mind as failed.
         self.states[epoch] = "failed"
         self.log.append(f"release {epoch}")
+
+    def may(self, what: str) -> None:
+        """Fail as often as the test says."""
+        if self.unable.get(what, 0) > 0:
+            self.unable[what] -= 1
+            raise ShardLost(f"shard 1 did not {what}")
 
     def info(self) -> MemoryInfo:
         return MemoryInfo(
@@ -112,6 +131,7 @@ class Harness:
         *,
         rank: int = 0,
         zero_stage: int = 0,
+        published_step: int = 0,
         content: Callable[[int], str | None] = lambda step: None,
         **settings: Any,
     ) -> None:
@@ -119,10 +139,16 @@ class Harness:
         self.recorded: list[tuple[str, int, dict[str, Any]]] = []
         self.said: list[str] = []
         self.gathered = 0
+        self.asks = 0
+        self.stop_after_asks: int | None = None
 
         def key_weights() -> dict[str, Tensor]:
             self.gathered += 1
             return {"w": torch.tensor(float(self.step))}
+
+        def stop_requested() -> bool:
+            self.asks += 1
+            return self.stop_after_asks is not None and self.asks > self.stop_after_asks
 
         def record(kind: str, step: int, **numbers: Any) -> None:
             self.recorded.append((kind, step, numbers))
@@ -139,17 +165,20 @@ class Harness:
             rank=rank,
             epoch=FIRST,
             encoder_step=0,
-            published_step=0,
+            published_step=published_step,
             live_content="v0",
             live_weights={"w": torch.tensor(-1.0)},
             content_version=content,
+            stop_requested=stop_requested,
             record=record,
             say=self.said.append,
         )
 
     def at(self, step: int, *, stop: bool = False) -> bool:
         self.step = step
-        return self.follower.boundary(step, stop=stop)
+        if stop:
+            self.stop_after_asks = 0
+        return self.follower.boundary(step)
 
     def events(self) -> list[str]:
         return [numbers["message"] for kind, _, numbers in self.recorded if kind == "event"]
@@ -295,6 +324,70 @@ def test_a_memory_that_refuses_to_stage_does_not_end_the_training() -> None:
 
 
 @pytest.mark.usefixtures("alone")
+def test_three_failures_in_a_row_end_the_training() -> None:
+    """Of any kind: an epoch that failed, a coordinator that is gone."""
+    memory = FakeMemory()
+    run = Harness(memory, refresh="async", refresh_every_steps=2)
+    run.at(2)
+    memory.states[8] = "failed"
+    run.at(3)
+    memory.refuses = CoordinatorLost("the coordinator does not answer")
+    for step in (4, 5, 6):
+        run.at(step)
+    assert len(run.events()) == 3
+    with pytest.raises(TrainingError) as caught:
+        run.at(7)
+    for part in ("3 refreshes in a row", "the coordinator does not answer", "--resume"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_refresh_that_succeeds_forgives_those_that_failed_before() -> None:
+    memory = FakeMemory()
+    run = Harness(memory, refresh="sync", refresh_every_steps=1)
+    for step in range(1, 10):
+        memory.seals_when_waited_for = step % 3 == 0
+        run.at(step)
+    assert len(run.events()) == 6
+    assert run.follower.encoder_step == 9
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_old_epoch_that_cannot_be_released_is_told_and_no_more() -> None:
+    memory = FakeMemory()
+    run = Harness(memory, refresh="sync", refresh_every_steps=2)
+    memory.unable = {"release": 1}
+    run.at(2)
+    assert run.follower.epoch == memory.live == 8
+    assert run.events() == ["epoch 7 of the memory is not released: shard 1 did not release"]
+    assert run.said == run.events()
+    assert [kind for kind, _, _ in run.recorded] == ["event", "refresh"]
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_switch_is_tried_again_and_then_ends_the_training() -> None:
+    memory = FakeMemory()
+    run = Harness(memory, refresh="sync", refresh_every_steps=2)
+    memory.unable = {"activate": 2}
+    run.at(2)
+    assert memory.live == 8
+    memory.unable = {"activate": 3}
+    with pytest.raises(TrainingError, match=r"epoch 9 .* 3 attempts .* shard 1 did not activate"):
+        run.at(4)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_refresh_that_was_lost_with_the_run_is_made_up_for_at_once() -> None:
+    """A checkpoint names the step of the live keys as published; see `trainer.saving`."""
+    memory = FakeMemory()
+    run = Harness(memory, refresh="async", refresh_every_steps=3, published_step=0)
+    run.at(4)
+    assert memory.log == ["stage 8"]
+    run.at(5)
+    assert memory.log == ["stage 8"]
+
+
+@pytest.mark.usefixtures("alone")
 def test_new_content_comes_along_with_a_refresh() -> None:
     memory = FakeMemory()
     run = Harness(
@@ -408,12 +501,49 @@ def test_a_wish_to_stop_waits_for_nothing() -> None:
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("refresh", ["sync", "async"])
+def test_a_wish_to_stop_ends_the_wait_for_keys(refresh: str) -> None:
+    """Whether it is waited for a refresh or, at the bound on staleness, for one under way."""
+    memory = FakeMemory()
+    run = Harness(memory, refresh=refresh, refresh_every_steps=2, max_staleness_steps=3)
+    memory.never_seals = True
+    if refresh == "async":
+        assert run.at(2) is False
+    run.stop_after_asks = run.asks + 5
+    assert run.at(3) is True
+    assert memory.log[-1] == "release 8"
+    assert memory.log.count("wait 8") >= 2
+    assert run.follower.epoch == memory.live == FIRST
+    assert run.events() == []
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_wish_to_stop_ends_the_wait_for_the_last_keys() -> None:
+    memory = FakeMemory()
+    run = Harness(memory, refresh="async", refresh_every_steps=2)
+    memory.never_seals = True
+    run.stop_after_asks = 3
+    assert run.follower.finish(6) is True
+    assert memory.log[-1] == "release 8"
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_last_refresh_that_fails_says_what_is_kept() -> None:
+    memory = FakeMemory(seals_when_waited_for=False)
+    run = Harness(memory, refresh="async", refresh_every_steps=4)
+    with pytest.raises(TrainingError) as caught:
+        run.follower.finish(6)
+    for part in ("a shard fell over", "model is exported", "step 6 is committed", "--resume"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.usefixtures("alone")
 def test_the_end_brings_the_keys_up_to_the_final_weights() -> None:
     memory = FakeMemory()
     run = Harness(memory, refresh="async", refresh_every_steps=4)
     run.at(4)
     run.step = 6
-    run.follower.finish(6)
+    assert run.follower.finish(6) is False
     assert memory.log == ["stage 8", "release 8", "stage 9", "wait 9", "activate 9", "release 7"]
     assert memory.staged[9][:2] == (6, 6.0)
     assert (run.follower.epoch, run.follower.encoder_step) == (9, 6)

@@ -1,0 +1,150 @@
+"""Rank 0's dealings with the memory: one epoch is staged at a time, switched to, or given up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from torch import Tensor
+
+from memory_server.api import Memory, StageState
+from memory_server.errors import MemoryServerError
+from trainer.errors import TrainingError
+
+_LOOK_EVERY_S = 0.2
+_SEAL_TIMEOUT_S = 24 * 3600.0
+# While it waits for keys it looks this often whether someone asked the run to stop.
+_WAIT_SLICE_S = 0.5
+_ACTIVATE_ATTEMPTS, _ACTIVATE_PAUSE_S = 3, 0.5
+
+
+class Publisher:
+    """Hands weights to the memory and makes what comes of them live. Not collective."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        *,
+        live_content: str,
+        live_weights: dict[str, Tensor],
+        content_version: Callable[[int], str | None],
+        stop_requested: Callable[[], bool],
+        record: Callable[..., None],
+        say: Callable[[str], None],
+    ) -> None:
+        """Start with nothing staged; the arguments are those of `MemoryFollower`."""
+        self._memory, self._record, self._say = memory, record, say
+        self._content_version, self._stop_requested = content_version, stop_requested
+        self.content_version, self.live_weights = live_content, live_weights
+        self._next_content, self._next_weights = live_content, live_weights
+        self.staged: int | None = None
+        self._looked_at = 0.0
+        self.failure, self.failures_in_a_row = "", 0
+
+    def stage(self, step: int, weights: dict[str, Tensor], *, serving: int) -> bool:
+        """Begin an epoch of these weights; False when the memory refused it."""
+        content = self._content_version(step)
+        try:
+            self.staged = self._memory.stage(
+                encoder_step=step, weights=weights, content_version=content
+            )
+        except MemoryServerError as error:
+            self.fail(step, str(error), serving=serving)
+            return False
+        self._next_weights = weights
+        self._next_content = content or self.content_version
+        self._looked_at = 0.0
+        return True
+
+    def look(self) -> tuple[StageState, str]:
+        """How far the staged epoch is, without waiting: (state, why it failed).
+
+        The memory is asked a few times a second at most; in between it is "encoding".
+        """
+        assert self.staged is not None
+        now = time.monotonic()
+        if now - self._looked_at < _LOOK_EVERY_S:
+            return "encoding", ""
+        self._looked_at = now
+        try:
+            status = self._memory.staging(self.staged)
+        except MemoryServerError as error:
+            return "failed", str(error)
+        return status.state, status.error or ""
+
+    def wait(self) -> tuple[StageState, str]:
+        """Wait until the staged epoch is sealed or failed; still encoding means: asked to stop."""
+        assert self.staged is not None
+        deadline = time.monotonic() + _SEAL_TIMEOUT_S
+        while not self._stop_requested():
+            try:
+                self._memory.wait_sealed(self.staged, _WAIT_SLICE_S)
+                return "sealed", ""
+            except TimeoutError as error:
+                if time.monotonic() >= deadline:
+                    return "failed", str(error)
+            except MemoryServerError as error:
+                return "failed", str(error)
+        return "encoding", ""
+
+    def go_live(self, step: int, previous: int) -> dict[str, dict[str, int]]:
+        """Make the staged epoch the memory's live one and free the one before.
+
+        No rank searches the previous epoch any more: all have finished the step before.
+
+        Returns:
+            `memory_bytes` for the metrics line, if the memory could tell.
+
+        Raises:
+            TrainingError: not every shard switched.
+        """
+        assert self.staged is not None
+        self._activate(self.staged)
+        self.staged = None
+        self.failures_in_a_row = 0
+        self.live_weights, self.content_version = self._next_weights, self._next_content
+        try:
+            self._memory.release(previous)
+            return {"memory_bytes": dict(self._memory.info().bytes)}
+        except MemoryServerError as error:
+            # It takes memory until the run ends; training does not hang on it.
+            self._tell(step, f"epoch {previous} of the memory is not released: {error}")
+            return {}
+
+    def fail(self, step: int, reason: str, *, serving: int) -> None:
+        """Note and tell that a refresh failed; what is staged is given up."""
+        self.failure = reason
+        self.failures_in_a_row += 1
+        self.give_up()
+        self._tell(step, f"refresh failed, epoch {serving} goes on serving: {reason}")
+
+    def give_up(self) -> None:
+        """Release the staged epoch, if there is one."""
+        if self.staged is None:
+            return
+        staged, self.staged = self.staged, None
+        try:
+            self._memory.release(staged)
+        except MemoryServerError as error:
+            # A memory that could not stage it may not be able to forget it either; training needs
+            # only the epoch that serves.
+            self._say(f"epoch {staged} of the memory is not released: {error}")
+
+    def _activate(self, epoch: int) -> None:
+        """Have all shards answer from an epoch; one that is restarting is given time."""
+        for attempt in range(1, _ACTIVATE_ATTEMPTS + 1):
+            try:
+                self._memory.activate(epoch)
+                return
+            except MemoryServerError as error:
+                if attempt == _ACTIVATE_ATTEMPTS:
+                    raise TrainingError(
+                        f"the memory's epoch {epoch} is ready, but in {attempt} attempts not every "
+                        f"shard switched to it: {error}; what was committed before is kept, go on "
+                        "from it with --resume, which starts the memory anew"
+                    ) from error
+                time.sleep(_ACTIVATE_PAUSE_S)
+
+    def _tell(self, step: int, message: str) -> None:
+        self._record("event", step, message=message)
+        self._say(message)
