@@ -24,6 +24,7 @@ def edits(run: RunData) -> Html:
         "table",
         tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head))),
         tag("tbody", *rows),
+        class_="edits",
     )
     return section(
         "edits",

@@ -68,6 +68,10 @@ thead th, thead td { color: var(--soft); font-size: .8125rem; padding: .3rem .75
 .plain { width: auto; font-size: .875rem; }
 .plain th, .plain td { text-align: right; padding: .25rem 1.25rem .25rem 0; white-space: nowrap; }
 .plain thead th { white-space: normal; min-width: 5.5rem; }
+.edits { min-width: 44rem; }
+.edits td { padding: .5rem 1.25rem .5rem 0; border-bottom: 1px solid var(--rule);
+  vertical-align: top; }
+.edits td:first-child { width: 52%; }
 .evaluation { min-width: 38rem; }
 .evaluation th[scope=rowgroup] { padding: 1.4rem 0 .5rem; border-bottom: 1px solid var(--rule); }
 .evaluation tbody tr:not(:first-child) > * { padding: .45rem .75rem .45rem 0;
