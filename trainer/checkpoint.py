@@ -12,7 +12,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ CHECKPOINTS = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})")
 _STATE = "state.json"
 _KEY_WEIGHTS = "key_weights.safetensors"
+_LOOK_EVERY_S = 0.1
 _WRITING, _REPLACED, _REMOVED = ".writing-", ".replaced-", ".removed-"
 
 
@@ -140,15 +142,41 @@ def write_rng(directory: Path, rank: int) -> None:
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
-    save_file(states, directory / f"rng-{rank:05d}.safetensors")
+    save_file(states, directory / _rng_file(rank))
 
 
 def read_rng(checkpoint: Path, rank: int) -> None:
     """Set this rank's random state from a checkpoint."""
-    states = load_file(checkpoint / f"rng-{rank:05d}.safetensors")
+    states = load_file(checkpoint / _rng_file(rank))
     torch.set_rng_state(states["cpu"])
     if torch.cuda.is_available() and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])
+
+
+def check_written(
+    directory: Path, rank: int, patterns: Sequence[str], *, patience_s: float
+) -> None:
+    """Make sure, before committing, that what a rank wrote can be seen here.
+
+    Args:
+        directory: of the checkpoint that is being written.
+        rank: whose files.
+        patterns: of the engine's files of that rank, relative to the directory.
+        patience_s: how long to look; a network's file system may show them a little later.
+
+    Raises:
+        CheckpointError: a file is not there.
+    """
+    deadline = time.monotonic() + patience_s
+    for pattern in (_rng_file(rank), *patterns):
+        while not any(directory.glob(pattern)):
+            if time.monotonic() < deadline:
+                time.sleep(_LOOK_EVERY_S)
+                continue
+            raise CheckpointError(
+                f"rank {rank} has written {pattern}, but rank 0 does not see it in {directory}: "
+                "run.dir must be one directory on a file system that all nodes share"
+            )
 
 
 def commit(
@@ -204,6 +232,10 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(removed, ignore_errors=True)
     checkpoint.rename(removed)
     shutil.rmtree(removed)
+
+
+def _rng_file(rank: int) -> str:
+    return f"rng-{rank:05d}.safetensors"
 
 
 def _sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,6 +100,24 @@ class TrainingEngine:
         known = self._engine.get_global_grad_norm()
         return float(self._unwrapped_grad_norm if known is None else known)
 
+    @property
+    def overflowed(self) -> bool:
+        """Whether the last step was left out because fp16 could not hold its gradient."""
+        fp16 = self.settings.runtime.precision == "fp16"
+        return fp16 and not self._engine.was_step_applied()
+
+    @property
+    def gradient_was_finite(self) -> bool:
+        """Whether the last step's gradient was finite; waits for the device."""
+        # ZeRO leaves out a step of such a gradient in any number format, and may not tell its norm.
+        return bool(self._engine.was_step_applied()) and math.isfinite(self.grad_norm)
+
+    def weights_are_finite(self) -> bool:
+        """Whether this rank's part of the weights is finite; not collective, waits."""
+        # Under ZeRO-3 a parameter is empty here, and this rank's part of it is beside it.
+        parts = [getattr(p, "ds_tensor", p).detach() for p in self.model.parameters()]
+        return bool(torch.stack([torch.isfinite(part).all() for part in parts]).all())
+
     def forward_backward(self, **inputs: Any) -> Any:
         """One micro-batch: forward pass and backward pass; returns the model's output."""
         output = self._engine(**inputs)
@@ -141,6 +160,16 @@ class TrainingEngine:
     def save(self, directory: Path) -> None:
         """Write weights, optimizer and schedule below the directory; collective."""
         self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
+
+    def saved_files(self, rank: int) -> list[str]:
+        """Patterns of what `save` writes for a rank, relative to its directory."""
+        stage = self.settings.runtime.zero_stage
+        files = [] if rank and stage < 3 else [f"{_TAG}/*mp_rank_00_model_states.pt"]
+        if stage == 3:
+            files = [f"{_TAG}/*zero_pp_rank_{rank}_mp_rank_00_model_states.pt"]
+        if stage > 0:
+            files.append(f"{_TAG}/*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+        return files
 
     def load(self, directory: Path) -> None:
         """Read what `save` wrote with the same number of trainers and ZeRO stage; collective.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from memory_server.api import Memory, Retrieved
@@ -23,16 +21,16 @@ from trainer.checkpoint import CheckpointState
 from trainer.control import Control
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.data import rng
-from trainer.data.cursor import Cursor
 from trainer.data.stream import TrainBatch
-from trainer.distributed import barrier, broadcast_integers, sum_over_ranks
+from trainer.distributed import barrier, sum_over_ranks
 from trainer.engine import TrainingEngine, start_process_group, stop_process_group
-from trainer.errors import CheckpointError, TrainingError
+from trainer.errors import TrainingError
 from trainer.evaluate import CONDITIONS, MaskedSum, evaluate_batch, right_entries
 from trainer.export import export_model
 from trainer.follower import MemoryFollower
 from trainer.meters import RunningMeans, StepTimer
 from trainer.metrics import MetricsWriter
+from trainer.saving import CheckpointSaver
 from trainer.settings import TrainSettings
 from trainer.task import Stream, Task
 
@@ -122,7 +120,6 @@ class _Run:
         self.job, self.rank, self.control, self.metrics = job, rank, control, metrics
         self.settings = settings
         self.step = start.step
-        self.saved_step = start.step if job.checkpoint is not None else -1
         torch.manual_seed(settings.run.seed * 1_000_003 + rank)
         model = build_model(
             PlugLMConfig.from_dict(job.model_config),
@@ -150,6 +147,17 @@ class _Run:
             record=self._record,
             say=control.say,
         )
+        self.saver = CheckpointSaver(
+            job.run_dir,
+            settings,
+            job.resolved_config,
+            rank=rank,
+            engine=self.engine,
+            follower=self.follower,
+            record=self._record,
+            saved_step=start.step if job.checkpoint is not None else -1,
+        )
+        self.last_loss: Tensor | None = None
         self.memory_bytes = sum(job.memory.info().bytes.values())
         self.means, self.timer = RunningMeans(), StepTimer()
         self.steps_since_log = 0
@@ -182,17 +190,17 @@ class _Run:
                 # What comes once in a while is left out of the steps' speed.
                 with self.timer.paused():
                     if _due(self.step, settings.checkpoint.every_steps):
-                        self._save(stream.cursor)
+                        self.saver.save(self.step, stream.cursor, self.last_loss)
                     if _due(self.step, settings.evaluate.every_steps):
                         self._evaluate()
-            if self.step != self.saved_step:
-                self._save(stream.cursor)
+            if self.step != self.saver.saved_step:
+                self.saver.save(self.step, stream.cursor, self.last_loss)
         finally:
             stream.close()
         if not stopped:
             self._export()
             stopped = self.follower.finish(self.step)
-        last = checkpoints.checkpoint_path(self.job.run_dir, self.saved_step)
+        last = checkpoints.checkpoint_path(self.job.run_dir, self.saver.saved_step)
         return TrainOutcome(step=self.step, stopped=stopped, checkpoint=last)
 
     def _train_step(self, stream: Stream) -> None:
@@ -206,6 +214,7 @@ class _Run:
         everywhere = sum_over_ranks(labelled.clone())
         parts = self.settings.runtime.trainers * len(batches)
         denominator = (everywhere / parts).clamp(min=1.0).float()
+        losses = []
         for batch in batches:
             excluded_B = self._excluded(batch)
             warming = self.step < optim.retrieval_warmup_steps and batch.positive_tokens is not None
@@ -223,6 +232,8 @@ class _Run:
             )
             self.engine.step()
             self._note(batch, output, denominator, excluded_B)
+            losses.append(output.loss.detach())
+        self.last_loss = torch.stack(losses)
         self.step += 1
         self.steps_since_log += 1
 
@@ -335,75 +346,12 @@ class _Run:
         self._record("eval", self.step, **numbers, seconds=time.perf_counter() - started)
         self.engine.train()
 
-    def _save(self, cursor: Cursor) -> None:
-        """Write and commit a checkpoint; collective.
-
-        Raises:
-            CheckpointError: the disk refused; what was committed before is untouched.
-        """
-        started = time.perf_counter()
-        run_dir = self.job.run_dir
-        temporary = checkpoints.temporary_path(run_dir, self.step)
-        self._on_rank_0(lambda: checkpoints.begin(run_dir, self.step))
-        try:
-            self.engine.save(temporary)
-            checkpoints.write_rng(temporary, self.rank)
-        # torch reports a full disk as a RuntimeError. The others may wait for this rank inside
-        # DeepSpeed's own barrier, so there is nothing to agree on: the driver ends them.
-        except (OSError, RuntimeError) as error:
-            raise self._checkpoint_error(error) from error
-        barrier()
-
-        def commit() -> None:
-            state = CheckpointState(
-                step=self.step,
-                cursor=cursor,
-                trainers=self.settings.runtime.trainers,
-                zero_stage=self.settings.runtime.zero_stage,
-                content_version=self.follower.content_version,
-                encoder_step=self.follower.encoder_step,
-                # Weights on their way into the memory are lost with the run: a resumed one counts
-                # from the keys that it has, and publishes again as soon as that is due.
-                published_step=self.follower.encoder_step,
-                settings=self.job.resolved_config,
-            )
-            keep = self.settings.checkpoint.keep
-            path = checkpoints.commit(run_dir, state, self.follower.live_weights, keep=keep)
-            seconds = time.perf_counter() - started
-            self._record("checkpoint", self.step, seconds=seconds, path=str(path))
-
-        self._on_rank_0(commit)
-        self.saved_step = self.step
-
-    def _on_rank_0(self, write: Callable[[], object]) -> None:
-        """Let rank 0 write, and fail on every rank if the disk refused it there; collective."""
-        failure: Exception | None = None
-        if self.rank == 0:
-            try:
-                write()
-            except (OSError, RuntimeError, SafetensorError) as error:
-                failure = error
-        (failed,) = broadcast_integers([int(failure is not None)], self.engine.device)
-        if failed:
-            raise self._checkpoint_error(failure or OSError("rank 0 says so"))
-
     def _export(self) -> None:
         """Write the model as transformers expects it; collective under ZeRO-3."""
         with self.engine.whole_weights() as model:
             if self.rank == 0:
                 export_model(model, load_tokenizer(self.job.tokenizer), self.job.run_dir)
         barrier()
-
-    def _checkpoint_error(self, error: Exception) -> CheckpointError:
-        if self.rank == 0:
-            checkpoints.abandon(self.job.run_dir, self.step)
-        free = shutil.disk_usage(self.job.run_dir).free / 2**20
-        last = checkpoints.latest_checkpoint(self.job.run_dir)
-        kept = f"{last.name} is untouched" if last else "no checkpoint had been written before"
-        return CheckpointError(
-            f"the checkpoint of step {self.step} could not be written to {self.job.run_dir} "
-            f"({error}; {free:.0f} MiB free); {kept}: make room and resume with --resume"
-        )
 
     def _record(self, kind: str, step: int, **numbers: object) -> None:
         if self.metrics is not None:

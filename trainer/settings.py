@@ -145,8 +145,8 @@ class RuntimeSettings:
     micro_batch_size: int = documented(
         0,
         "Sequences per trainer and pass; 0: optim.batch_size / trainers. Smaller ones are "
-        "accumulated. They are each other's negatives in the retrieval warm-up, so its loss depends "
-        "on their number; a warm-up needs at least 2.",
+        "accumulated. They are each other's negatives in the retrieval warm-up, whose loss "
+        "depends on their number a little and which needs at least 2.",
         minimum=0,
     )
     threads_per_trainer: int = documented(1, "CPU threads of each trainer.", minimum=1)

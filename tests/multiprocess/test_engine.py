@@ -190,6 +190,11 @@ def one_case(rank: int, stage: int, passes: int, folder: Path) -> Numbers:
         saved.mkdir()
     barrier()
     engine.save(saved)
+    barrier()
+    patterns = [pattern for other in range(RANKS) for pattern in engine.saved_files(other)]
+    results["files"] = sorted(p.name for pattern in patterns for p in saved.glob(pattern))
+    results["all files"] = sorted(p.name for p in saved.rglob("*.pt"))
+    results["finite"] = (engine.weights_are_finite(), engine.gradient_was_finite)
     losses += engine_losses(engine, rank, range(STEPS // 2, STEPS), results)
     results |= {
         "losses": losses,
@@ -208,6 +213,10 @@ def one_case(rank: int, stage: int, passes: int, folder: Path) -> Numbers:
     results["resumed"] = engine_losses(resumed, rank, range(STEPS // 2, STEPS))
     results["resumed weights"] = weights_of(resumed)
     results["resumed buffers"] = {n: b.clone() for n, b in resumed.model.named_buffers()}
+    for parameter in resumed.model.parameters():
+        getattr(parameter, "ds_tensor", parameter).data.fill_(float("nan"))
+    engine_losses(resumed, rank, range(1))
+    results["finite when diverged"] = (resumed.weights_are_finite(), resumed.gradient_was_finite)
     return results
 
 
@@ -281,6 +290,25 @@ def test_a_resumed_engine_goes_on_bit_for_bit(gang: Gang, stage: int, passes: in
         for part in ("weights", "buffers"):
             for name, value in given[part].items():
                 assert torch.equal(given[f"resumed {part}"][name], value), name
+
+
+@every_stage
+@every_case
+def test_every_file_that_is_saved_is_known(gang: Gang, stage: int, passes: int) -> None:
+    """So that a checkpoint without one of them is never committed."""
+    for rank in range(RANKS):
+        given = gang[0][rank][f"zero-{stage} x{passes}"]
+        assert given["files"] == given["all files"]
+        assert len(given["files"]) == {0: 1, 1: 3, 2: 3, 3: 4}[stage]
+
+
+@every_stage
+@every_case
+def test_a_diverged_step_is_told_from_a_sound_one(gang: Gang, stage: int, passes: int) -> None:
+    for rank in range(RANKS):
+        given = gang[0][rank][f"zero-{stage} x{passes}"]
+        assert given["finite"] == (True, True)
+        assert given["finite when diverged"] == (False, False)
 
 
 @every_stage

@@ -1,0 +1,154 @@
+"""Saving a run's checkpoint: all ranks write, rank 0 makes sure and commits."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from trainer import checkpoint as checkpoints
+from trainer.checkpoint import CheckpointState
+from trainer.data.cursor import Cursor
+from trainer.distributed import barrier, broadcast_integers, sum_over_ranks
+from trainer.engine import TrainingEngine
+from trainer.errors import CheckpointError, TrainingError
+from trainer.follower import MemoryFollower
+from trainer.settings import TrainSettings
+
+
+class CheckpointSaver:
+    """One rank's part in saving; `save` is collective."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        settings: TrainSettings,
+        resolved_config: dict[str, Any],
+        *,
+        rank: int,
+        engine: TrainingEngine,
+        follower: MemoryFollower,
+        record: Callable[..., None],
+        saved_step: int,
+        patience_s: float = 60.0,
+    ) -> None:
+        """Nothing is written yet.
+
+        Args:
+            run_dir: the run's directory, the same one for every rank.
+            settings: the run's settings; resolved_config: them as plain values, for the state.
+            rank: this trainer.
+            engine: what is saved; follower: with which keys.
+            record: ``record(kind, step, **numbers)`` writes a metrics line (rank 0).
+            saved_step: of the checkpoint that the run was resumed from; -1: none.
+            patience_s: how long rank 0 looks for what the other ranks wrote.
+        """
+        self._run_dir, self._settings, self._config = run_dir, settings, resolved_config
+        self._rank, self._engine, self._follower = rank, engine, follower
+        self._record, self._patience_s = record, patience_s
+        self.saved_step = saved_step
+
+    def save(self, step: int, cursor: Cursor, last_loss: Tensor | None) -> None:
+        """Write and commit the checkpoint of a step; collective.
+
+        Args:
+            step: optimizer steps done.
+            cursor: place in the data.
+            last_loss: this rank's loss in the last step; None: this run has done none yet.
+
+        Raises:
+            TrainingError: training has diverged: such weights are not kept.
+            CheckpointError: the disk refused, or ranks write to different ones; what was committed
+                before is untouched.
+        """
+        started = time.perf_counter()
+        self._check_finite(step, last_loss)
+        temporary = checkpoints.temporary_path(self._run_dir, step)
+        self._on_rank_0(step, lambda: checkpoints.begin(self._run_dir, step))
+        try:
+            self._engine.save(temporary)
+            checkpoints.write_rng(temporary, self._rank)
+        # torch reports a full disk as a RuntimeError. The others may wait for this rank inside
+        # DeepSpeed's own barrier, so there is nothing to agree on: the driver ends them.
+        except (OSError, RuntimeError) as error:
+            raise self._error(step, error) from error
+        barrier()
+        self._on_rank_0(step, lambda: self._commit(step, cursor, temporary))
+        self.saved_step = step
+        # The checkpoint is there, whatever becomes of this line.
+        path = checkpoints.checkpoint_path(self._run_dir, step)
+        seconds = time.perf_counter() - started
+        self._record("checkpoint", step, seconds=seconds, path=str(path))
+
+    def _commit(self, step: int, cursor: Cursor, temporary: Path) -> None:
+        runtime = self._settings.runtime
+        for rank in range(runtime.trainers):
+            files = self._engine.saved_files(rank)
+            checkpoints.check_written(temporary, rank, files, patience_s=self._patience_s)
+        follower = self._follower
+        state = CheckpointState(
+            step=step,
+            cursor=cursor,
+            trainers=runtime.trainers,
+            zero_stage=runtime.zero_stage,
+            content_version=follower.content_version,
+            encoder_step=follower.encoder_step,
+            # Weights on their way into the memory are lost with the run: a resumed one counts
+            # from the keys that it has, and publishes again as soon as that is due.
+            published_step=follower.encoder_step,
+            settings=self._config,
+        )
+        keep = self._settings.checkpoint.keep
+        checkpoints.commit(self._run_dir, state, follower.live_weights, keep=keep)
+
+    def _check_finite(self, step: int, last_loss: Tensor | None) -> None:
+        """Refuse weights that nobody can go on from, on every rank together; collective."""
+        engine = self._engine
+        broken = {"weights": not engine.weights_are_finite()}
+        # fp16 leaves out a step whose gradient overflows, and lowers its scale.
+        if last_loss is not None and not engine.overflowed:
+            broken["loss"] = not bool(torch.isfinite(last_loss).all())
+            broken["gradient"] = not engine.gradient_was_finite
+        names = ("loss", "gradient", "weights")
+        flags = torch.tensor([float(broken.get(name, False)) for name in names])
+        counts = sum_over_ranks(flags.to(engine.device)).tolist()
+        found = [name for name, count in zip(names, counts, strict=True) if count]
+        if found:
+            raise TrainingError(
+                f"not finite at step {step}: {', '.join(found)}; training has diverged, so this "
+                f"step is not saved; {self._kept()}: lower optim.lr and resume with --resume"
+            )
+
+    def _on_rank_0(self, step: int, write: Callable[[], object]) -> None:
+        """Let rank 0 write, and fail on every rank if that failed there; collective."""
+        failure: Exception | None = None
+        if self._rank == 0:
+            try:
+                write()
+            except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
+                failure = error
+        (failed,) = broadcast_integers([int(failure is not None)], self._engine.device)
+        if failed:
+            raise self._error(step, failure or OSError("rank 0 says why")) from failure
+
+    def _error(self, step: int, error: Exception) -> CheckpointError:
+        if self._rank == 0:
+            checkpoints.abandon(self._run_dir, step)
+        could_not = f"the checkpoint of step {step} could not be written to {self._run_dir}"
+        if isinstance(error, CheckpointError):
+            return CheckpointError(f"{could_not}: {error}; {self._kept()}")
+        free = shutil.disk_usage(self._run_dir).free / 2**20
+        return CheckpointError(
+            f"{could_not} ({error}; {free:.0f} MiB free); {self._kept()}: make room and resume "
+            "with --resume"
+        )
+
+    def _kept(self) -> str:
+        last = checkpoints.latest_checkpoint(self._run_dir)
+        return f"{last.name} is untouched" if last else "no checkpoint had been written before"
