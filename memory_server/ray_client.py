@@ -29,7 +29,10 @@ from memory_server.replies import ShardReply, merge_replies
 from memory_server.requests import checked_request
 from memory_server.waiting import in_order, wait_until_sealed
 
-CONTROL_TIMEOUT_S = 120.0
+# What changes epochs waits for shards at least this long, however short a search's deadline is:
+# giving up on a search costs one answer, giving up on a switch ends a training.
+CONTROL_AT_LEAST_S = 60.0
+CONTROL_MARGIN_S = 30.0  # for the coordinator itself, beyond what it waits for its shards
 INLINE_BYTES = 64 << 10  # a larger argument goes through the object store once, not once a shard
 
 
@@ -89,6 +92,8 @@ class RayMemory:
             name: by which other processes attach; unique in the cluster.
             cpus_per_shard: what each shard reserves in Ray; may be a fraction, or 0.
             threads_per_shard: torch threads of each shard.
+            deadline_s: how long a search waits for a shard. Switching to an epoch and releasing
+                one wait as long, but at least `CONTROL_AT_LEAST_S`.
             gpus_per_shard: above 0, keys and search are on the GPU.
             start_timeout_s: how long the actors may take to come up.
 
@@ -219,11 +224,11 @@ class RayMemory:
 
     def activate(self, epoch: int) -> None:
         """See `Memory.activate`."""
-        self._control("activate", epoch)
+        self._control("activate", epoch, self._control_s)
 
     def release(self, epoch: int) -> None:
         """See `Memory.release`."""
-        self._control("release", epoch)
+        self._control("release", epoch, self._control_s)
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
         """See `Memory.entries`. A lost shard is always waited for."""
@@ -263,11 +268,15 @@ class RayMemory:
             deadline_s=self._deadline_s,
         )
 
+    @property
+    def _control_s(self) -> float:
+        return max(self._deadline_s, CONTROL_AT_LEAST_S)
+
     def _control(self, method: str, *arguments: Any) -> Any:
         self._check_open()
         try:
             call = getattr(self._coordinator, method).remote(*arguments)
-            return ray.get(call, timeout=CONTROL_TIMEOUT_S)
+            return ray.get(call, timeout=self._control_s + CONTROL_MARGIN_S)
         except RayTaskError as error:
             raise original_error(error) from None
         except (RayActorError, GetTimeoutError) as error:

@@ -22,7 +22,6 @@ from memory_server.segments import SegmentMeta
 from memory_server.store import Store
 
 STATUS_TIMEOUT_S = 5.0
-SWITCH_TIMEOUT_S = 60.0
 RETRY_PAUSE_S = 0.05
 
 
@@ -117,14 +116,14 @@ class Coordinator:
                 seconds=self._seconds.get(epoch, 0.0),
             )
 
-    def activate(self, epoch: int) -> None:
+    def activate(self, epoch: int, wait_s: float) -> None:
         """Switch every shard to a sealed epoch. The book, which a restart reads, comes first."""
         self.staging(epoch)
         with self._lock:
             self._book.activate(epoch)
-        self._tell_all("activate", epoch)
+        self._tell_all("activate", epoch, wait_s)
 
-    def release(self, epoch: int) -> None:
+    def release(self, epoch: int, wait_s: float) -> None:
         """Forget an epoch that is not live, and its weights if no other epoch has them."""
         with self._lock:
             self._book.release(epoch)
@@ -132,7 +131,7 @@ class Coordinator:
             self._seconds.pop(epoch, None)
             needed = {plan.weights_id for plan in self._book.plans.values()}
             self._weights = {w: ref for w, ref in self._weights.items() if w in needed}
-        self._tell_all("release", epoch)
+        self._tell_all("release", epoch, wait_s)
 
     def info(self) -> MemoryInfo:
         """Describe the live epoch."""
@@ -213,13 +212,13 @@ class Coordinator:
             held = list(self._book.plans)
         self._shard(shard).stage.remote(plan, [weights], held)
 
-    def _tell_all(self, method: str, epoch: int) -> None:
+    def _tell_all(self, method: str, epoch: int, wait_s: float) -> None:
         """Have every shard do something; one that is restarting reads it from the book instead.
 
         Raises:
             ShardLost: a shard answered neither way in time.
         """
-        deadline = time.monotonic() + SWITCH_TIMEOUT_S
+        deadline = time.monotonic() + wait_s
         waiting = set(range(self._layout.shards))
         while waiting:
             calls = {s: getattr(self._shard(s), method).remote(epoch) for s in sorted(waiting)}
@@ -233,8 +232,7 @@ class Coordinator:
                     if time.monotonic() >= deadline:
                         raise ShardLost(
                             f"shard {shard} of {self._layout.name} did not {method} epoch {epoch} "
-                            "within "
-                            f"{SWITCH_TIMEOUT_S:g} s; it will when it is back"
+                            f"within {wait_s:g} s; it will when it is back"
                         ) from None
             if waiting:
                 time.sleep(RETRY_PAUSE_S)

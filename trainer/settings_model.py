@@ -131,7 +131,9 @@ class MemorySettings:
         "say so in every reply.",
     )
     deadline_s: float = documented(
-        60.0, "Seconds that a search or a control call waits for a shard.", above=0
+        60.0,
+        "Seconds that a search waits for a shard; changing epochs waits as long, at least 60 s.",
+        above=0,
     )
     threads_per_shard: int = documented(1, "CPU threads of each shard.", minimum=1)
     gpus_per_shard: float = documented(
