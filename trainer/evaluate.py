@@ -155,17 +155,21 @@ def evaluate_case(
 
     Returns:
         One case of `evaluation.json` without its name: `right_entry_rate` (None where the memory
-        holds no entry of the text's documents) and `conditions`.
+        holds no entry of the text's documents), `conditions`, and `missing_shards` (true) if a
+        search was answered without all shards.
     """
     model.train(False)
     totals = {name: MaskedSum() for name in CONDITIONS}
     found = asked = 0.0
+    incomplete: set[int] = set()
     for batch in batches:
         there = batch.to(device)
         exclude = there.doc_ids if exclude_own_document else None
 
         def search(queries_BQ: Tensor, exclude: Tensor | None = exclude) -> Retrieved:
-            return memory.search(queries_BQ, k, exclude_doc_ids=exclude)
+            reply = memory.search(queries_BQ, k, exclude_doc_ids=exclude)
+            incomplete.update(reply.missing_shards)
+            return reply
 
         sums, hits, wanted = evaluate_batch(model, there, search)
         totals = {name: totals[name] + sums.get(name, MaskedSum()) for name in CONDITIONS}
@@ -173,6 +177,7 @@ def evaluate_case(
     return {
         "right_entry_rate": found / asked if asked else None,
         "conditions": {name: total.means() for name, total in totals.items() if total.masks},
+        **({"missing_shards": True} if incomplete else {}),
     }
 
 
@@ -228,5 +233,9 @@ def describe_evaluation(evaluation: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"    the right entry was among the top {evaluation['k']} for "
                 f"{case['right_entry_rate']:.1%} of the sequences"
+            )
+        if case.get("missing_shards"):
+            lines.append(
+                "    not all shards of the memory answered: with all of them it may do better"
             )
     return lines

@@ -25,9 +25,11 @@ from trainer.data.stream import TrainBatch
 from trainer.distributed import barrier, sum_over_ranks
 from trainer.engine import TrainingEngine, start_process_group, stop_process_group
 from trainer.errors import TrainingError
-from trainer.evaluate import CONDITIONS, MaskedSum, evaluate_batch, right_entries
+from trainer.evaluate import right_entries
 from trainer.export import export_model
 from trainer.follower import MemoryFollower
+from trainer.heldout import heldout_numbers
+from trainer.lost_shards import LostShards
 from trainer.meters import RunningMeans, StepTimer
 from trainer.metrics import MetricsWriter
 from trainer.saving import CheckpointSaver
@@ -159,6 +161,7 @@ class _Run:
         )
         self.last_loss: Tensor | None = None
         self.memory_bytes = sum(job.memory.info().bytes.values())
+        self.lost_shards = LostShards(self._tell)
         self.means, self.timer = RunningMeans(), StepTimer()
         self.steps_since_log = 0
 
@@ -266,9 +269,11 @@ class _Run:
                     "lower optim.lr or optim.memory_lr_scale and resume from the last checkpoint"
                 )
             with self.timer.part("retrieval"):
-                return self.job.memory.search(
+                found = self.job.memory.search(
                     queries_BQ, memory.top_k, exclude_doc_ids=exclude, epoch=self.follower.epoch
                 )
+            self.lost_shards.note(found)
+            return found
 
         return lookup
 
@@ -316,35 +321,26 @@ class _Run:
             "rss_gib": psutil.Process().memory_info().rss / 2**30,
             "memory_bytes": self.memory_bytes,
         }
+        # Every rank asks the same shards: rank 0 tells at once, the line counts all searches.
+        taken = torch.tensor(float(self.lost_shards.take()), device=self.engine.device)
+        missing = int(sum_over_ranks(taken))
+        if missing:
+            line["searches_missing_shards"] = missing
         self._record("train", self.step, **line)
         self.control.report(line)
 
     def _evaluate(self) -> None:
-        """Held-out loss with the memory as it is now, shuffled, and without; collective."""
+        """Held-out loss with the memory as it is now; collective."""
         started = time.perf_counter()
-        self.engine.train(False)
-        sums = torch.zeros(len(CONDITIONS) * 3 + 2, dtype=torch.float64)
         world_size = self.settings.runtime.trainers
-        for batch in self.job.task.heldout(self.settings, rank=self.rank, world_size=world_size):
-            there = batch.to(self.engine.device)
-            excluded_B = torch.full_like(there.doc_ids, self._always_excludes, dtype=torch.bool)
-            search = self._search(there, excluded_B)
-            by_name, found, asked = evaluate_batch(self.engine.model, there, search)
-            totals = [by_name.get(name, MaskedSum()) for name in CONDITIONS]
-            flat = [x for t in totals for x in (t.loss, t.correct, t.masks)]
-            sums += torch.tensor([*flat, found, asked], dtype=torch.float64)
-        values = sum_over_ranks(sums.to(self.engine.device)).tolist()
-        numbers: dict[str, float] = {}
-        for i, name in enumerate(CONDITIONS):
-            loss, correct, masks = values[3 * i : 3 * i + 3]
-            suffix = {"right": "", "shuffled": "_shuffled_memory", "none": "_without_memory"}[name]
-            if masks:
-                numbers[f"loss{suffix}"] = loss / masks
-                numbers[f"accuracy{suffix}"] = correct / masks
-        if values[-1]:
-            numbers["right_entry_rate"] = values[-2] / values[-1]
+        batches = self.job.task.heldout(self.settings, rank=self.rank, world_size=world_size)
+
+        def search_for(batch: TrainBatch) -> Callable[[Tensor], Retrieved]:
+            out_B = torch.full_like(batch.doc_ids, self._always_excludes, dtype=torch.bool)
+            return self._search(batch, out_B)
+
+        numbers = heldout_numbers(self.engine, batches, search_for)
         self._record("eval", self.step, **numbers, seconds=time.perf_counter() - started)
-        self.engine.train()
 
     def _export(self) -> None:
         """Write the model as transformers expects it; collective under ZeRO-3."""
@@ -352,6 +348,10 @@ class _Run:
             if self.rank == 0:
                 export_model(model, load_tokenizer(self.job.tokenizer), self.job.run_dir)
         barrier()
+
+    def _tell(self, message: str) -> None:
+        self._record("event", self.step, message=message)
+        self.control.say(message)
 
     def _record(self, kind: str, step: int, **numbers: object) -> None:
         if self.metrics is not None:

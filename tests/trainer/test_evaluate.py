@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -216,6 +217,30 @@ def test_a_texts_own_document_is_left_out_when_asked(world: SmallWorld) -> None:
     assert out["right_entry_rate"] == 0.0
     assert out["conditions"]["right"]["loss"] != case["conditions"]["right"]["loss"]
     assert out["conditions"]["none"] == case["conditions"]["none"]
+
+
+class Degraded:
+    """A memory of which a shard is lost during the second search."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory, self._searches = memory, 0
+
+    def search(
+        self, queries_BQ: torch.Tensor, k: int, *, exclude_doc_ids: torch.Tensor | None = None
+    ) -> Retrieved:
+        self._searches += 1
+        found = self._memory.search(queries_BQ, k, exclude_doc_ids=exclude_doc_ids)
+        return replace(found, missing_shards=(1,) if self._searches == 2 else ())
+
+
+def test_a_case_says_when_shards_were_missing(world: SmallWorld) -> None:
+    memory = cast(Memory, Degraded(world.memory))
+    report = evaluation_report(world.model, memory, lambda: two_batches(world), k=K)
+    own, out = report["cases"]
+    assert own["missing_shards"] is True
+    assert "missing_shards" not in out
+    (line,) = [line for line in describe_evaluation(report) if "not all shards" in line]
+    assert describe_evaluation(report).index(line) == 3
 
 
 def test_the_report_tells_own_entries_from_others(world: SmallWorld) -> None:
