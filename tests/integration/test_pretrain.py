@@ -216,7 +216,7 @@ def test_wandb_offline_writes_its_own_files(whole: WholeRun) -> None:
         ([], ["already holds a run", "--resume", "run.dir"]),
         (["--resume", "runtime.trainers=1"], ["runtime.trainers = 1", "runtime.trainers=2"]),
         (["--resume", "runtime.zero_stage=1"], ["runtime.zero_stage = 1", "runtime.zero_stage=2"]),
-        (["--resume", "optim.steps=11"], ["optim.steps = 11", "step 12"]),
+        (["--resume", "optim.steps=11"], ["optim.steps = 11", "optim.steps=12"]),
     ],
 )
 def test_a_run_that_is_there_is_not_mixed_with_another(
