@@ -72,7 +72,8 @@ def _start_or_join(config: ClusterConfig, *, cpus: int) -> None:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise LaunchError(
             f'no Ray at cluster.address = "{config.address}" ({reason}); start one there with '
-            '`ray start --head`, or use cluster.address = "local" to start one for this run'
+            "`ray start --head`; if it asks for a token, set RAY_AUTH_MODE=token here (Ray does so "
+            'by itself only for "auto"); or use cluster.address = "local" to start one for this run'
         ) from error
     except SystemExit as error:
         # Ray's own handler of SIGTERM, which is in force while it starts.
