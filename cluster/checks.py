@@ -10,6 +10,7 @@ from cluster.config import PretrainConfig
 from cluster.errors import LaunchError
 from memory_server.requests import MAX_TOP_K
 from memory_server.store import Store
+from model import PlugLMConfig
 from trainer.build import model_config
 from trainer.checkpoint import CheckpointState, latest_checkpoint, read_state
 from trainer.corpus.info import load_corpus_info
@@ -189,13 +190,15 @@ def _check_same_run(config: PretrainConfig, checkpoint: Path, state: CheckpointS
                 )
 
 
-def check_model(config: PretrainConfig, source: Source) -> None:
+def check_model(config: PretrainConfig, source: Source) -> PlugLMConfig:
     """Build the model's configuration.
 
     Raises:
         ConfigError: sizes that do not fit together.
     """
     try:
-        model_config(config.model, vocab_size=source.vocab_size, pad_token_id=source.pad_token_id)
+        return model_config(
+            config.model, vocab_size=source.vocab_size, pad_token_id=source.pad_token_id
+        )
     except ValueError as error:
         raise ConfigError(f"[model]: {error}") from error

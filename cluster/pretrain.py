@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from cluster import checks, resources
@@ -24,8 +25,8 @@ from cluster.stop import Stop, stop_on_signals
 from cluster.trainer_actor import Gang, TrainerDied, first_failure, trainer_gang
 from memory_server.ray_client import RayMemory
 from memory_server.store import Store
-from model import KeyEncoderFactory
-from trainer.build import build_model, key_weights, model_config
+from model import KeyEncoderFactory, PlugLMConfig
+from trainer.build import build_model, key_weights
 from trainer.checkpoint import latest_checkpoint, read_key_weights
 from trainer.errors import TrainingError
 from trainer.evaluate import describe_evaluation
@@ -108,16 +109,21 @@ def run_task(
     if config.cluster.address == "local":
         gpus = resources.local_gpus()
         resources.check_gpus(config, resources.choose_device(config, gpus), gpus)
-    checks.check_model(config, source)
+    shape = checks.check_model(config, source)
     checks.check_engine(config)
     run_dir = Path(config.run.dir).resolve()
     start = checks.find_start(config, run_dir, resume=resume, content=first_content)
     checks.check_memory(config, source, start.state.content_version)
+    # Built before the run directory is touched: model.init_from may be refused.
+    model = build_model(shape, seed=config.run.seed, init_from=config.model.init_from)
     with run_lock(run_dir):
         # Found again: another driver may have ended meanwhile.
         start = checks.find_start(config, run_dir, resume=resume, content=first_content)
+        weights = (
+            key_weights(model) if start.checkpoint is None else read_key_weights(start.checkpoint)
+        )
         task = make_task(start.state.content_version)
-        return _run(config, source, task, start, run_dir, tell, notes, after)
+        return _run(config, source, task, start, shape, weights, run_dir, tell, notes, after)
 
 
 def _run(
@@ -125,19 +131,13 @@ def _run(
     source: checks.Source,
     task: Task,
     start: checks.Start,
+    shape: PlugLMConfig,
+    weights: dict[str, Tensor],
     run_dir: Path,
     tell: Say,
     notes: dict[str, str] | None,
     after: AfterTraining | None,
 ) -> int:
-    shape = model_config(
-        config.model, vocab_size=source.vocab_size, pad_token_id=source.pad_token_id
-    )
-    weights = (
-        read_key_weights(start.checkpoint)
-        if start.checkpoint is not None
-        else key_weights(build_model(shape, seed=config.run.seed, init_from=config.model.init_from))
-    )
     if start.checkpoint is None:
         _set_aside_metrics(run_dir)
     write_text(run_dir / CONFIG_FILE, config.to_toml())
@@ -191,8 +191,8 @@ def _run(
 def _everything(
     config: PretrainConfig,
     source: checks.Source,
-    shape: Any,
-    weights: Any,
+    shape: PlugLMConfig,
+    weights: dict[str, Tensor],
     start: checks.Start,
     stop: Stop,
 ) -> Iterator[tuple[RayMemory, Gang, str]]:

@@ -10,6 +10,8 @@ import ray
 def local_ray(num_cpus: int = 4) -> Iterator[None]:
     """Start Ray on this machine alone; the processes that it started end with it."""
     ray.init(
+        # Without an address Ray would join one that happens to run on this machine.
+        address="local",
         num_cpus=num_cpus,
         include_dashboard=False,
         object_store_memory=100 * 2**20,
