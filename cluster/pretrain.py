@@ -103,7 +103,7 @@ def run_task(
         make_task: the task on the memory content that the run begins with.
         first_content: that content version for a run that begins afresh.
     """
-    tell = say or _to_stderr
+    tell = say or to_stderr
     # The run has a progress line of its own.
     disable_progress_bar()
     if config.cluster.address == "local":
@@ -346,5 +346,6 @@ def _plain(config: PretrainConfig) -> dict[str, Any]:
     return tomllib.loads(config.to_toml())
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
+    """Say a line to the person who started the command."""
     print(line, file=sys.stderr, flush=True)  # noqa: T201 - the driver talks to a person

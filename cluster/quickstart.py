@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config import PretrainConfig, load_config
 from cluster.demonstration import demonstrate_edits
 from cluster.presets import preset
-from cluster.pretrain import pretrain
+from cluster.pretrain import pretrain, to_stderr
 from cluster.resources import local_gpus
 from trainer.checkpoint import checkpoint_path, latest_checkpoint
 from trainer.corpus.build import build_corpus
@@ -72,9 +71,9 @@ def quickstart(
     # Whatever is wrong with the settings is said before the corpus is built.
     config = load_config(preset("quickstart"), [*settings, *overrides])
     if is_complete(run_dir, config):
-        return show_again(run_dir, _say)
+        return show_again(run_dir)
     text = embedded_corpus_path()
-    _say(f"1/2  corpus: {_NOTES['source']} (CC BY-SA) -> {corpus}")
+    to_stderr(f"1/2  corpus: {_NOTES['source']} (CC BY-SA) -> {corpus}")
     with ProgressBar() as bar:
         info = build_corpus(
             [text],
@@ -86,21 +85,21 @@ def quickstart(
             title_field=TITLE_FIELD,
             progress=bar,
         )
-    _say(
+    to_stderr(
         f"     {info.documents:,} articles: {info.sequences:,} training sequences, "
         f"{info.heldout_sequences:,} of held-out articles, {info.entries:,} memory entries"
     )
-    _say(f"2/2  pre-training -> {run_dir}")
+    to_stderr(f"2/2  pre-training -> {run_dir}")
     memory = _own_copy(info.memory_path, root / f"memory-seed{seed}")
     config = load_config(preset("quickstart"), [*settings, f"memory.store={memory}", *overrides])
     code = pretrain(
         config,
         resume=_unfinished(run_dir),
-        say=_say,
+        say=to_stderr,
         notes=_NOTES,
         after=lambda job: demonstrate_edits(job, memory),
     )
-    _say(f"{time.monotonic() - started:.0f} s in all")
+    to_stderr(f"{time.monotonic() - started:.0f} s in all")
     return code
 
 
@@ -121,13 +120,13 @@ def is_complete(run_dir: Path, config: PretrainConfig) -> bool:
     return done and last == checkpoint_path(run_dir, config.optim.steps)
 
 
-def show_again(run_dir: Path, say: Callable[[str], None]) -> int:
+def show_again(run_dir: Path) -> int:
     """Say what a finished run has found; nothing is computed again."""
-    say(f"{run_dir} is complete; remove it, or give another --seed or --dir, to train anew")
+    to_stderr(f"{run_dir} is complete; remove it, or give another --seed or --dir, to train anew")
     evaluation = json.loads((run_dir / _EVALUATION_FILE).read_text(encoding="utf-8"))
     for line in describe_evaluation(evaluation):
-        say(line)
-    say(f"report: {run_dir / REPORT_FILE}")
+        to_stderr(line)
+    to_stderr(f"report: {run_dir / REPORT_FILE}")
     return 0
 
 
@@ -139,7 +138,3 @@ def _own_copy(memory: Path, copy: Path) -> Path:
         shutil.copytree(memory, temporary)
         temporary.rename(copy)
     return copy
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - the command talks to a person

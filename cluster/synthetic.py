@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from typing import Any
 from cluster.checks import Source
 from cluster.config import load_config
 from cluster.presets import preset
-from cluster.pretrain import run_task
+from cluster.pretrain import run_task, to_stderr
 from cluster.quickstart import fitting_trainers, is_complete, show_again
 from memory_server.store import Store
 from model import PlugLMForMaskedLM
@@ -55,7 +54,7 @@ def synthetic_world(
         [f"run.dir={run_dir}", f"run.seed={seed}", *fitting_trainers(), *overrides],
     )
     if is_complete(run_dir, config):
-        return show_again(run_dir, _say)
+        return show_again(run_dir)
     world = prepare_world(run_dir, config)
     source = Source(
         store=world.store,
@@ -85,11 +84,11 @@ def synthetic_world(
         lambda version: world.task,
         first_content=world.task.versions[0],
         resume=latest_checkpoint(run_dir) is not None,
-        say=_say,
+        say=to_stderr,
         notes=_NOTES,
         after=examine,
     )
-    _say(f"{time.monotonic() - started:.0f} s in all")
+    to_stderr(f"{time.monotonic() - started:.0f} s in all")
     return code
 
 
@@ -112,7 +111,3 @@ def _as_edits(exam: Exam) -> dict[str, Any]:
         "returned": int(exam.answer_after_rollback == exam.answer),
         "cases": [case],
     }
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - the command talks to a person
