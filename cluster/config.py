@@ -4,21 +4,13 @@
 and never changes afterwards; the resolved one goes into the run's directory and loads back equal.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
-from cluster.config_text import (
-    KnownKeys,
-    is_host_and_port,
-    parse_override,
-    to_field_type,
-    toml_value,
-    unknown_key,
-    unknown_section,
-)
+from cluster.config_sections import build_config, known_keys_of, read_toml, sections_to_toml
+from cluster.config_text import KnownKeys, is_host_and_port
 from trainer.settings import TrainSettings
 from trainer.settings_fields import ConfigError, check_section, documented, shown
 
@@ -69,14 +61,7 @@ class PretrainConfig(TrainSettings):
 
     def to_toml(self) -> str:
         """This configuration as TOML, every key written out; loads back equal."""
-        parts = []
-        for section in fields(self):
-            values = getattr(self, section.name)
-            lines = [
-                f"{item.name} = {toml_value(getattr(values, item.name))}" for item in fields(values)
-            ]
-            parts.append("\n".join([f"[{section.name}]", *lines]))
-        return "\n\n".join(parts) + "\n"
+        return sections_to_toml(self)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PretrainConfig:
@@ -90,7 +75,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> PretrainConf
     Raises:
         ConfigError: unreadable file, bad TOML, unknown key, wrong type or impossible value.
     """
-    return config_from_mapping(_read_toml(Path(path)), overrides)
+    return config_from_mapping(read_toml(Path(path)), overrides)
 
 
 def config_from_mapping(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> PretrainConfig:
@@ -103,56 +88,9 @@ def config_from_mapping(tree: Mapping[str, Any], overrides: Sequence[str] = ()) 
     Raises:
         ConfigError: unknown key, wrong type or impossible value.
     """
-    sections = get_type_hints(PretrainConfig)
-    known = known_keys()
-    given: dict[str, dict[str, Any]] = {name: {} for name in sections}
-    for name, table in tree.items():
-        if name not in known:
-            raise ConfigError(unknown_section(name, known))
-        if not isinstance(table, Mapping):
-            raise ConfigError(
-                f"{name} = {shown(table)}: {name} is a section; write [{name}] and its keys "
-                "below it"
-            )
-        for key, value in table.items():
-            if key not in known[name]:
-                raise ConfigError(unknown_key(f"{name}.{key}", known))
-            given[name][key] = to_field_type(value, known[name][key])
-    for override in overrides:
-        name, key, value = parse_override(override, known)
-        given[name][key] = value
-    built = {name: _build_section(section, given[name]) for name, section in sections.items()}
-    return PretrainConfig(**built)
+    return build_config(PretrainConfig, tree, overrides)
 
 
 def known_keys() -> KnownKeys:
     """Section name to key to declared type, in the order of declaration."""
-    return {
-        section.name: {item.name: hints[item.name] for item in fields(kind)}
-        for section in fields(PretrainConfig)
-        for kind in [get_type_hints(PretrainConfig)[section.name]]
-        for hints in [get_type_hints(kind)]
-    }
-
-
-def _build_section(section: Any, values: Mapping[str, Any]) -> Any:
-    for item in fields(section):
-        required = item.default is MISSING and item.default_factory is MISSING
-        if required and item.name not in values:
-            key = f"{section.SECTION}.{item.name}"
-            raise ConfigError(f"{key} is missing: set it in the file or pass {key}=VALUE")
-    return section(**values)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        reason = "no such file; give a TOML file, such as one of those in configs/"
-    except UnicodeDecodeError as error:
-        reason = f"not UTF-8 text at byte {error.start}; save it as UTF-8"
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror}"
-    except tomllib.TOMLDecodeError as error:
-        reason = f"not valid TOML: {error}"
-    raise ConfigError(f"{path}: {reason}")
+    return known_keys_of(PretrainConfig)

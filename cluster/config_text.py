@@ -5,7 +5,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from trainer.settings_fields import ConfigError
 
@@ -59,11 +59,11 @@ def to_field_type(value: Any, hint: Any) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(to_field_type(number, float) for number in value)
+        return tuple(to_field_type(number, get_args(hint)[0]) for number in value)
     return value
 
 
-def toml_value(value: bool | int | float | str | tuple[float, ...]) -> str:
+def toml_value(value: bool | int | float | str | tuple[int | float, ...]) -> str:
     """One value as a TOML literal, on one line; reads back equal."""
     if isinstance(value, bool):
         return "true" if value else "false"

@@ -3,7 +3,8 @@
 A section is a frozen, keyword-only dataclass with a class attribute ``SECTION`` (its name in the
 TOML file). Every field carries its help, and its allowed range, as metadata, so one check serves
 all sections and a reference can be generated from the declarations. Values may be ``bool``,
-``int``, ``float``, ``str``, a ``Literal`` of strings, or a fixed-length ``tuple`` of floats.
+``int``, ``float``, ``str``, a ``Literal`` of strings, a fixed-length ``tuple`` of floats, or a
+``tuple[int, ...]`` of one or more.
 """
 
 import difflib
@@ -74,12 +75,19 @@ def check_value(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) ->
     if get_origin(hint) is Literal:
         _check_choice(key, value, get_args(hint))
     elif get_origin(hint) is tuple:
-        if not isinstance(value, tuple) or len(value) != len(get_args(hint)):
+        kind, length = get_args(hint)[0], tuple_length(hint)
+        fits = isinstance(value, tuple) and len(value) == (length or max(len(value), 1))
+        if not fits:
             raise ConfigError(f"{key} = {shown(value)}: must be {describe_type(hint)}")
         for number in value:
-            _check_scalar(key, number, float, metadata, given=value)
+            _check_scalar(key, number, kind, metadata, given=value)
     else:
         _check_scalar(key, value, hint, metadata, given=value)
+
+
+def tuple_length(hint: Any) -> int | None:
+    """How many numbers a tuple's field holds; None: as many as one likes."""
+    return None if Ellipsis in get_args(hint) else len(get_args(hint))
 
 
 def describe_type(hint: Any) -> str:
@@ -87,7 +95,9 @@ def describe_type(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(f'"{choice}"' for choice in get_args(hint))
     if get_origin(hint) is tuple:
-        count = len(get_args(hint))
+        count = tuple_length(hint)
+        if count is None:
+            return "a list of one or more whole numbers, such as [0, 1, 2]"
         return f"a list of {count} numbers, such as [{', '.join(['0.9'] * count)}]"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
     return words[hint]
