@@ -6,14 +6,30 @@ Two implementations pass one contract test-suite: `LocalMemory` (in process) and
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 KeyEncoder = Callable[[Tensor], Tensor]
 """Entry tokens, int64 [n, S], to keys, float32 [n, Q]. No gradient, eval mode."""
 
-KeyEncoderFactory = Callable[[Mapping[str, Tensor]], KeyEncoder]
+
+@runtime_checkable
+class KeysById(Protocol):
+    """Keys that were made before, found by the entry's id instead of being encoded."""
+
+    @property
+    def key_width(self) -> int: ...
+
+    def keys_of(self, ids: npt.NDArray[np.int64], tokens: npt.NDArray[Any]) -> Tensor:
+        """float32 [n, Q] for ids [n] and their tokens [n, S]; raises UnknownEntry."""
+        ...
+
+
+KeySource = KeyEncoder | KeysById
+KeyEncoderFactory = Callable[[Mapping[str, Tensor]], KeySource]
 """Weights to an encoder. It must pickle: shards in other processes call it."""
 
 StageState = Literal["encoding", "sealed", "failed"]
@@ -32,6 +48,8 @@ class Retrieved:
         epoch: the epoch that answered, the same on every shard.
         encoder_step: the optimizer step whose weights made the keys.
         missing_shards: shards that did not answer; never empty by accident, only under "degrade".
+        keys: float32 [B, K, Q], only from a memory of stored vectors; zeros in pads.
+        values: float32 [B, K, J, H], J vectors per entry, only where they are stored.
     """
 
     ids: Tensor
@@ -41,6 +59,8 @@ class Retrieved:
     epoch: int
     encoder_step: int
     missing_shards: tuple[int, ...] = ()
+    keys: Tensor | None = None
+    values: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memory_server.api import KeyEncoder
+from memory_server.api import KeysById, KeySource
 from memory_server.content import ShardContent
 from memory_server.segments import Int64Array
 
@@ -23,7 +23,7 @@ def make_keys(
     content: ShardContent,
     *,
     source: tuple[ShardContent, Tensor] | None,
-    encoder: Callable[[], KeyEncoder],
+    encoder: Callable[[], KeySource],
     device: torch.device,
     advance: Callable[[int], None],
 ) -> tuple[Tensor, int]:
@@ -31,7 +31,7 @@ def make_keys(
 
     Args:
         source: content and keys that the same weights made; their rows are kept.
-        encoder: gives the encoder; called only if a row must be encoded.
+        encoder: gives the encoder, or the stored keys; called only if a row must be encoded.
         advance: called with the number of rows that now have keys; may raise Cancelled.
 
     Returns:
@@ -61,7 +61,8 @@ def make_keys(
     if keys_NQ is None and not len(rows):
         width = _width_of(encoder(), content, device)
         return torch.zeros(content.rows, width, device=device), 0
-    step = ENCODE_ROWS[device.type]
+    stored = len(rows) > 0 and isinstance(encoder(), KeysById)
+    step = CHECKSUM_ROWS if stored else ENCODE_ROWS[device.type]
     for start in range(0, len(rows), step):
         chosen = rows[start : start + step]
         keys = _encode(encoder(), content, chosen, device)
@@ -89,8 +90,10 @@ def key_checksum(keys_NQ: Tensor) -> int:
 
 
 def _encode(
-    encoder: KeyEncoder, content: ShardContent, rows: Int64Array, device: torch.device
+    encoder: KeySource, content: ShardContent, rows: Int64Array, device: torch.device
 ) -> Tensor:
+    if isinstance(encoder, KeysById):
+        return encoder.keys_of(content.ids[rows], content.tokens(rows)).to(device)
     tokens_nS = torch.from_numpy(content.tokens(rows).astype(np.int64)).to(device)
     with torch.no_grad():
         keys_nQ = encoder(tokens_nS)
@@ -110,8 +113,10 @@ def _encode(
     return keys_nQ
 
 
-def _width_of(encoder: KeyEncoder, content: ShardContent, device: torch.device) -> int:
+def _width_of(encoder: KeySource, content: ShardContent, device: torch.device) -> int:
     """The key width of an encoder, for a shard that has no row to encode."""
+    if isinstance(encoder, KeysById):
+        return encoder.key_width
     pads_1S = torch.full((1, content.entry_tokens), content.pad_token_id, device=device)
     with torch.no_grad():
         return int(encoder(pads_1S).shape[1])

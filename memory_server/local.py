@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +14,7 @@ from memory_server.errors import MemoryClosed, RefreshFailed
 from memory_server.replies import merge_replies
 from memory_server.shard import Shard
 from memory_server.store import Store
+from memory_server.stored_vectors import StoredVectors
 from memory_server.waiting import in_order, wait_until_sealed
 
 INITIAL_TIMEOUT_S = 24 * 3600.0
@@ -25,8 +27,9 @@ class LocalMemory:
         self,
         store: Store | Path | str,
         *,
-        encoder: KeyEncoderFactory,
-        weights: Mapping[str, Tensor],
+        encoder: KeyEncoderFactory | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+        vectors: StoredVectors | Path | str | None = None,
         encoder_step: int = 0,
         content_version: str | None = None,
         device: str = "cpu",
@@ -35,12 +38,28 @@ class LocalMemory:
         """Encode the store's entries and answer; blocks until the first epoch is live.
 
         Args:
+            encoder, weights: what makes the keys.
+            vectors: instead of both, keys that were made before; replies then carry the keys, and
+                the values that are stored with them. Other content can be staged as far as all its
+                entries have vectors.
             content_version: by default the store's head.
 
         Raises:
+            ValueError: neither or both of encoder with weights, and vectors.
             StoreNotFound, StoreDamaged, UnknownVersion; RefreshFailed: the first epoch failed,
             says why.
         """
+        self._vectors = _opened(vectors)
+        given = (encoder is not None, weights is not None)
+        if given != (self._vectors is None,) * 2:
+            raise ValueError(
+                "give what makes the keys (encoder and weights) or stored keys (vectors), not "
+                f"{'a part of the first' if self._vectors is None else 'both'}"
+            )
+        stored = self._vectors
+        if encoder is None or weights is None:
+            assert stored is not None
+            encoder, weights = (lambda _: stored), {}
         path = store.path if isinstance(store, Store) else Path(store)
         self._shard = Shard(path, shards=1, shard=0, encoder=encoder, device=device, index=index)
         self._store = Store.open(path)
@@ -89,7 +108,11 @@ class LocalMemory:
     ) -> Retrieved:
         """See `Memory.search`."""
         reply = self._shard.search(queries_BQ, k, exclude_doc_ids, epoch=epoch)
-        return merge_replies([reply], k, device=queries_BQ.device)
+        merged = merge_replies([reply], k, device=queries_BQ.device)
+        if self._vectors is None:
+            return merged
+        keys, values = self._vectors.keys(merged.ids), self._vectors.values(merged.ids)
+        return replace(merged, keys=keys, values=values)
 
     def stage(
         self,
@@ -98,7 +121,16 @@ class LocalMemory:
         weights: Mapping[str, Tensor] | None = None,
         content_version: str | None = None,
     ) -> int:
-        """See `Memory.stage`. The weights are copied, so that training may go on changing them."""
+        """See `Memory.stage`. The weights are copied, so that training may go on changing them.
+
+        Raises:
+            ValueError: weights for a memory of stored vectors, whose keys nothing makes anew.
+        """
+        if self._vectors is not None and weights:
+            raise ValueError(
+                f"this memory's keys are stored in {self._vectors.path}, so weights cannot change "
+                "them; stage content alone, or make a memory with encoder and weights"
+            )
         if content_version is not None:
             self._store.manifest(content_version)
         copied = None if weights is None else {k: v.detach().clone() for k, v in weights.items()}
@@ -176,3 +208,9 @@ def _given(weights: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
             "the weights that made the newest epoch are not held any more; give weights"
         )
     return weights
+
+
+def _opened(vectors: StoredVectors | Path | str | None) -> StoredVectors | None:
+    if vectors is None or isinstance(vectors, StoredVectors):
+        return vectors
+    return StoredVectors.open(vectors)

@@ -62,7 +62,7 @@ class SegmentInfo:
     max_id: int
 
 
-class _HashingSink:
+class HashingSink:
     """A file object for Arrow that hashes what passes, so that the file is not read back."""
 
     closed = False
@@ -165,7 +165,7 @@ def write_segment(
     digest: dict[str, Any] = {}
 
     def write(handle: BinaryIO) -> None:
-        sink = _HashingSink(handle)
+        sink = HashingSink(handle)
         with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema) as writer:
             writer.write_batch(batch)
         digest.update(sha256=sink.sha256.hexdigest(), bytes=sink.bytes)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from memory_server.api import Entry, KeyEncoder, KeyEncoderFactory, StageState
+from memory_server.api import Entry, KeyEncoderFactory, KeySource, StageState
 from memory_server.content import ShardContent, taken
 from memory_server.epochs import EpochPlan, Receipt
 from memory_server.errors import (
@@ -62,7 +62,7 @@ class Shard:
         self._device = torch.device(device)
         self._lock = threading.Lock()
         self._epochs: dict[int, HeldEpoch] = {}
-        self._encoders: dict[int, KeyEncoder] = {}
+        self._encoders: dict[int, KeySource] = {}
         self._verified: set[str] = set()
         self._live: int | None = None
         self._closed = False
@@ -261,7 +261,7 @@ class Shard:
         same = [e.sealed for _, e in held if e.sealed and e.plan.weights_id == weights_id]
         return same[0] if same else None
 
-    def _encoder(self, weights_id: int, load_weights: LoadWeights) -> KeyEncoder:
+    def _encoder(self, weights_id: int, load_weights: LoadWeights) -> KeySource:
         """The encoder of these weights, kept for as long as an epoch that they made is held."""
         encoder = self._encoders.get(weights_id)
         if encoder is None:
