@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from model import PlugLMForMaskedLM
-from tests.reference.pluglm_reference import Reference, Result
-from tests.reference.worlds import World, assert_close, capture, leaves, make_world
+from tests.reference.comparison import compare_everything, reference_pass
+from tests.reference.worlds import FlatMemory, make_world
 
 EXACT, SINGLE = 1e-9, 1e-5
 
@@ -28,112 +28,141 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     )
     if (attention, pooling) != ("sentence_level", "tokens")
 }
-LEGACY = {"legacy": True, "value_pooling": "shared"}
-VARIANTS: dict[str, dict[str, Any]] = COMBINATIONS | {
-    "no-memory-layer": {"num_memory_layers": 0},
-    "two-memory-layers": {"num_memory_layers": 2},
-    "two-memory-layers-tokens": {"num_memory_layers": 2, "value_pooling": "tokens"},
-    "only-memory-layers": {"num_memory_layers": 3},
-    "no-memory-ffn": {"memory_ffn_size": 0},
-    "legacy": LEGACY,
-    "legacy-single-head": LEGACY | {"memory_attention": "single_head"},
-    "legacy-two-memory-layers": LEGACY | {"num_memory_layers": 2, "memory_ffn_size": 0},
-    "fewer-entries-than-k": {"entries": 2, "k": 4},
-    "fewer-entries-than-k-tokens": {"entries": 2, "k": 4, "value_pooling": "tokens"},
-    "fewer-entries-than-k-legacy": LEGACY | {"entries": 2, "k": 4},
-    "an-empty-memory": {"entries": 1, "k": 2, "value_pooling": "tokens"},
-    "k-of-one": {"k": 1},
+FROM_LAYERS = {"entry_encoder": "first_n", "entry_encoder_layers": 1}
+POOLERS: dict[str, dict[str, Any]] = {
+    f"{setting}-{pooler}": {setting: pooler}
+    for setting in ("entry_pooler", "query_pooler")
+    for pooler in ("mean", "max", "cls")
 }
-
-
-def reference(world: World, *, training: bool) -> tuple[Result, dict[str, Tensor]]:
-    """The reference's result and its gradients."""
-    weights = leaves(world.model)
-    result = Reference(weights, world.model.config.to_dict(), training=training).run(
-        *world.inputs.values(), labels_BT=world.labels, memory=world.memory.stored, k=world.memory.k
-    )
-    assert result.loss is not None
-    result.loss.backward()
-    return result, {n: w.grad for n, w in weights.items() if w.grad is not None}
-
-
-def compare_gradients(model: PlugLMForMaskedLM, wanted: dict[str, Tensor], relative: float) -> None:
-    """Every parameter's gradient; where one side has none, the other's is zero."""
-    largest = max(float(g.abs().max()) for g in wanted.values())
-    for name, parameter in model.named_parameters():
-        grad = wanted.get(name, torch.zeros_like(parameter))
-        given = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        # Some gradients are zero but for rounding (a key's bias): measure these on the whole.
-        assert_close(given, grad, relative, name, floor=largest * 1e-2)
-    assert set(wanted) <= {name for name, _ in model.named_parameters()}
+KEPT: dict[str, dict[str, Any]] = {
+    f"fixed-{'-'.join(fixed)}-{pooling}": {f"fixed_{part}": True for part in fixed}
+    | {"value_pooling": pooling}
+    for fixed in (("keys",), ("values",), ("keys", "values"))
+    for pooling in ("shared", "separate", "tokens")
+}
+HEADS: dict[str, dict[str, Any]] = {
+    "classes": {
+        "task": "sequence",
+        "num_labels": 3,
+        "problem_type": "single_label_classification",
+    },
+    "several-classes-each": {
+        "task": "sequence",
+        "num_labels": 3,
+        "problem_type": "multi_label_classification",
+    },
+    "a-number": {"task": "sequence", "num_labels": 1, "problem_type": "regression"},
+    "numbers": {"task": "sequence", "num_labels": 2, "problem_type": "regression"},
+    "token-classes": {"task": "tokens", "num_labels": 3},
+    "spans": {"task": "spans"},
+}
+LEGACY = {"legacy": True}
+VARIANTS: dict[str, dict[str, Any]] = (
+    COMBINATIONS
+    | POOLERS
+    | KEPT
+    | HEADS
+    | {
+        "first-1": FROM_LAYERS,
+        "first-2": {"entry_encoder": "first_n", "entry_encoder_layers": 2},
+        "first-1-tokens": FROM_LAYERS | {"value_pooling": "tokens"},
+        "first-1-separate-max": FROM_LAYERS | {"value_pooling": "separate", "entry_pooler": "max"},
+        "first-1-legacy": FROM_LAYERS | LEGACY,
+        "separate-mean": {"value_pooling": "separate", "entry_pooler": "mean"},
+        "cls-both-tokens": {
+            "entry_pooler": "cls",
+            "query_pooler": "cls",
+            "value_pooling": "tokens",
+        },
+        "no-memory-layer": {"num_memory_layers": 0},
+        "two-memory-layers": {"num_memory_layers": 2},
+        "two-memory-layers-tokens": {"num_memory_layers": 2, "value_pooling": "tokens"},
+        "only-memory-layers": {"num_memory_layers": 3},
+        "no-memory-ffn": {"memory_ffn_size": 0},
+        "fewer-entries-than-k": {"entries": 2, "k": 4},
+        "fewer-entries-than-k-tokens": {"entries": 2, "k": 4, "value_pooling": "tokens"},
+        "fewer-entries-than-k-legacy": LEGACY | {"entries": 2, "k": 4},
+        "fewer-entries-than-k-fixed": {
+            "entries": 2,
+            "k": 4,
+            "fixed_keys": True,
+            "fixed_values": True,
+        },
+        "an-empty-memory": {"entries": 1, "k": 2, "value_pooling": "tokens"},
+        "k-of-one": {"k": 1},
+        "padding-computed": {"unpad_inputs": False},
+        "padding-computed-tokens": {"unpad_inputs": False, "value_pooling": "tokens"},
+        "padding-computed-two-layers": {"unpad_inputs": False, "num_memory_layers": 2},
+    }
+    | {f"{head}-padding-computed": HEADS[head] | {"unpad_inputs": False} for head in HEADS}
+    | {f"{head}-legacy": HEADS[head] | LEGACY for head in HEADS}
+    | {f"{head}-plain": HEADS[head] | {"num_memory_layers": 0} for head in HEADS}
+)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_model_equals_the_reference_in_float64(variant: str, training: bool) -> None:
-    world = make_world(**VARIANTS[variant])
-    model = world.model.train(training)
-    wanted, grads = reference(world, training=training)
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    given, seen = capture(model, lambda: model(**world.inputs, lookup=world.memory.lookup))
-    model.load_state_dict(before, strict=False)
-
-    assert_close(given.logits, wanted.logits_BTV, EXACT, "logits")
-    for retrieval, ids in zip(given.retrievals, wanted.ids, strict=True):
-        assert torch.equal(retrieval.retrieved.ids, ids)
-        found = (ids >= 0)[..., None].expand_as(retrieval.key_BKQ)
-        key = wanted.values[f"layer{retrieval.layer}.key"]
-        assert_close(retrieval.key_BKQ[found].view_as(key), key, EXACT, "key")
-        query = wanted.values[f"layer{retrieval.layer}.query"]
-        assert_close(retrieval.query_BQ, query, EXACT, "query")
-    assert (
-        len(seen)
-        >= 1
-        + model.config.num_hidden_layers
-        + 6 * model.config.num_memory_layers
-        - (model.config.memory_ffn_size == 0) * model.config.num_memory_layers
-    )
-    for name, value in seen.items():
-        assert_close(value.expand_as(wanted.values[name]), wanted.values[name], EXACT, name)
-
-    labelled = model(**world.inputs, labels=world.labels, lookup=world.memory.lookup)
-    chosen = world.labels != model.config.ignored_label
-    assert_close(labelled.logits, wanted.logits_BTV[chosen], EXACT, "logits of labelled positions")
-    assert_close(labelled.loss, wanted.loss, EXACT, "loss")
-    labelled.loss.backward()
-    compare_gradients(model, grads, EXACT)
-    for name, value in wanted.running.items():
-        assert_close(model.state_dict()[name], value, EXACT, name)
-    if not training:
-        assert all(torch.equal(buffer, before[n]) for n, buffer in model.named_buffers())
+    compare_everything(make_world(**VARIANTS[variant]), EXACT, training=training)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize(
-    "variant", ["multi_head-shared-batch", "multi_head-tokens-layer", "legacy"]
+    "variant",
+    ["multi_head-shared-batch", "multi_head-tokens-layer", "fixed-keys-values-shared", "spans"],
 )
 def test_the_model_equals_the_reference_in_float32(variant: str, training: bool) -> None:
     world = make_world(**VARIANTS[variant])
     world.model.float()
-    world.model.train(training)
-    wanted, grads = reference(world, training=training)
-    given = world.model(**world.inputs, labels=world.labels, lookup=world.memory.lookup)
-    given.loss.backward()
-    chosen = world.labels != world.model.config.ignored_label
-    assert torch.equal(given.retrievals[0].retrieved.ids, wanted.ids[0])
-    assert_close(given.logits, wanted.logits_BTV[chosen], SINGLE, "logits")
-    assert_close(given.loss, wanted.loss, SINGLE, "loss")
-    compare_gradients(world.model, grads, SINGLE)
+    compare_everything(world, SINGLE, training=training)
+
+
+def test_vectors_that_come_with_the_reply_are_left_alone_unless_they_are_asked_for() -> None:
+    world = make_world()
+    memory = world.memory
+    with_vectors = FlatMemory(
+        memory.keys_NQ, memory.tokens_NS, memory.ids_N, memory.k, torch.full((14, 1, 16), 1e3)
+    )
+    bare = SimpleNamespace(lookup=lambda q: replace(memory.lookup(q), keys=None, values=None))
+    logits = [
+        world.model.eval()(**world.inputs, lookup=m.lookup).logits for m in (with_vectors, bare)
+    ]
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_labels", "problem"),
+    [
+        (torch.tensor([0, 2, 1, 1]), 3, "single_label_classification"),
+        (torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]]), 3,
+         "multi_label_classification"),
+        (torch.tensor([0.5, -1.0, 3.0, 0.0]), 1, "regression"),
+    ],
+)  # fmt: skip
+def test_the_kind_of_problem_is_read_off_the_labels(
+    labels: torch.Tensor, num_labels: int, problem: str
+) -> None:
+    known = make_world(task="sequence", num_labels=num_labels, problem_type=problem)
+    guessed = make_world(task="sequence", num_labels=num_labels, problem_type="regression")
+    guessed.model.config.problem_type = None
+    labels = labels.double() if labels.is_floating_point() else labels
+    losses = [
+        w.model.eval()(**w.inputs, labels=labels, lookup=w.memory.lookup).loss
+        for w in (known, guessed)
+    ]
+    assert float(losses[0].detach()) > 0
+    assert torch.equal(*losses)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_the_world_has_what_the_comparison_is_meant_to_cover(training: bool) -> None:
     world = make_world()
-    wanted, grads = reference(world, training=training)
+    wanted, grads = reference_pass(world, training=training)
     (ids,) = wanted.ids
     empty = int(world.memory.ids_N[0])
     assert not world.memory.tokens_NS[0].any()
     assert (ids == empty).any(), "an entry without tokens is retrieved"
+    assert len(ids.unique()) < ids.numel(), "an entry is retrieved by several sequences"
     assert (world.inputs["attention_mask"] == 0).any(), "sequences are padded"
     assert (world.memory.tokens_NS[1:] == 0).any(), "entries are padded"
     assert len({tuple(row) for row in ids.tolist()}) > 1, "sequences retrieve different entries"
