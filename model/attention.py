@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import PlugLMConfig
+from model.rows import Rows, Selection
 
 # How much a position's likeness to an entry's token counts under memory_init="copy": at 1 the
 # attention over a few hundred tokens is nearly flat, at 3 the most alike stands out.
@@ -25,6 +26,40 @@ class CopyLinear(nn.Linear):
         self.scale = scale
 
 
+class AbsorbableLinear(CopyLinear):
+    """A projection of entries that can be applied to what reads them instead.
+
+    `q·(W v) = (Wᵀ q)·v` and `Σ p_j (W v_j) = W Σ p_j v_j`: with few asking positions it is cheaper
+    to map these than every vector of every entry. One call for each side, because code which wraps
+    modules from outside (ZeRO-3) must see the weight used inside the module's own call.
+    """
+
+    def forward(self, x: Tensor, *, absorb: str = "", shares: Tensor | None = None) -> Tensor:
+        """Project.
+
+        Args:
+            x: [..., H] for absorb "" (the plain map); [..., A, d] for "query"; [..., A, H] for
+                "read".
+            absorb: "query" maps queries by the transposed weight of their head, to [..., A, H] (the
+                bias adds the same to all scores of a query, which softmax does not see); "read"
+                maps what was read by the weight of its head, to [..., A, d].
+            shares: [..., A], for "read": the sum of the weights that x was read with, which is what
+                the bias counts (dropout and empty sequences leave other sums than one).
+        """
+        if not absorb:
+            projected: Tensor = super().forward(x)
+            return projected
+        heads = x.shape[-2]
+        weight_AdH = self.weight.unflatten(0, (heads, -1))
+        if absorb == "query":
+            # The bias has a gradient of zero either way; it must have one, since ranks that reduce
+            # gradients together may map different sides.
+            return torch.einsum("...ad,adh->...ah", x, weight_AdH) + 0.0 * self.bias.sum()
+        assert shares is not None
+        bias_Ad: Tensor = self.bias.unflatten(0, (heads, -1))
+        return torch.einsum("...ah,adh->...ad", x, weight_AdH) + bias_Ad * shares.unsqueeze(-1)
+
+
 class SelfAttention(nn.Module):
     """BERT's attention block: attention, output projection, dropout, residual, LayerNorm."""
 
@@ -40,16 +75,29 @@ class SelfAttention(nn.Module):
         self.LayerNorm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x_BTH: Tensor, mask_BT: Tensor) -> Tensor:
-        """[B,T,H], bool [B,T] (True: a token) -> [B,T,H]."""
-        attended = F.scaled_dot_product_attention(
-            split_heads(self.query(x_BTH), self.heads),
-            split_heads(self.key(x_BTH), self.heads),
-            split_heads(self.value(x_BTH), self.heads),
-            attn_mask=mask_BT[:, None, None, :],
+    def forward(self, x: Tensor, rows: Rows, chosen: Selection | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: [B,T,H], or [n,H] where `rows` packs.
+            rows: the layout of x.
+            chosen: the only positions whose output is wanted.
+
+        Returns:
+            Like x, or [m,H] of the chosen positions.
+        """
+        asking, asking_rows = x, rows
+        if chosen is not None:
+            asking, asking_rows = chosen.take(rows.unpack(x)), chosen.rows
+        attended_BATd = F.scaled_dot_product_attention(
+            split_heads(asking_rows.unpack(self.query(asking)), self.heads),
+            split_heads(rows.unpack(self.key(x)), self.heads),
+            split_heads(rows.unpack(self.value(x)), self.heads),
+            attn_mask=rows.attention_mask,
             dropout_p=self.probs_dropout if self.training else 0.0,
         )
-        merged: Tensor = self.LayerNorm(x_BTH + self.dropout(self.dense(merge_heads(attended))))
+        attended = self.dense(asking_rows.pack(merge_heads(attended_BATd)))
+        merged: Tensor = self.LayerNorm(asking + self.dropout(attended))
         return merged
 
 
@@ -71,48 +119,66 @@ class KnowledgeAttention(nn.Module):
         if self.kind != "sentence_level":
             self.beta = nn.Parameter(torch.full((self.heads,), float(config.memory_beta_init)))
             self.q_proj = CopyLinear(hidden, hidden, scale=COPY_SHARPNESS)
-            self.k_proj = CopyLinear(hidden, hidden)
-            self.v_proj = CopyLinear(hidden, hidden)
+            self.k_proj = AbsorbableLinear(hidden, hidden)
+            self.v_proj = AbsorbableLinear(hidden, hidden)
             self.out_proj = CopyLinear(hidden, hidden)
 
     def forward(
-        self, a_BTH: Tensor, cos_BK: Tensor, values_BKJH: Tensor, mask_BKJ: Tensor
+        self, a: Tensor, rows: Rows, cos_BK: Tensor, values_BKJH: Tensor, mask_BKJ: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Read the entries.
 
         Args:
-            a_BTH: the layer's attention output (T may be a selection of positions).
-            cos_BK: cosine of query and fresh keys, float32.
+            a: the layer's attention output, [B,T,H] or [n,H], in the layout `rows` (T may be a
+                selection of positions).
+            cos_BK: cosine of query and keys, float32 or float64.
             values_BKJH: J vectors per entry.
             mask_BKJ: bool, False where there is no entry or no token. A sequence without any entry
                 reads zeros.
 
         Returns:
-            (memory [B,T,H] or [B,1,H], attention [B,A,T,K·J] or [B,1,1,K], before dropout).
+            (memory like a, or [B,1,H] for sentence_level; attention [B,A,T,K·J] or [B,1,1,K·J],
+            before dropout).
         """
-        values_BNH = values_BKJH.flatten(1, 2)
-        mask_BN = mask_BKJ.flatten(1, 2)
-        found_B11 = mask_BN.any(-1)[:, None, None]
+        values_BNH, mask_BN = values_BKJH.flatten(1, 2), mask_BKJ.flatten(1, 2)
+        cos_BN = cos_BK.repeat_interleave(mask_BKJ.shape[2], 1)
         if self.kind == "sentence_level":
-            probs_BN = _masked_softmax(cos_BK.repeat_interleave(mask_BKJ.shape[2], 1), mask_BN)
+            probs_BN = _masked_softmax(cos_BN, mask_BN)
             memory_B1H = probs_BN.to(values_BNH.dtype).unsqueeze(1) @ values_BNH
             return memory_B1H, probs_BN[:, None, None, :]
-        head_size = a_BTH.shape[-1] // self.heads
-        query_BATd = split_heads(self.q_proj(a_BTH) * head_size**-0.5, self.heads)
-        key_BANd = split_heads(self.k_proj(values_BNH), self.heads)
-        value_BANd = split_heads(self.v_proj(values_BNH), self.heads)
+        head_size = a.shape[-1] // self.heads
+        query = (self.q_proj(a) * head_size**-0.5).unflatten(-1, (self.heads, -1))
+        asking = rows.mask_BT.shape[1]
+        # Applying k_proj and v_proj to the readers or to the entries costs, per sequence,
+        # A·P·N·H or N·H² + P·N·H multiplications each.
+        absorbs = asking * (self.heads - 1) < a.shape[-1]
+        if absorbs:
+            query_BATh = rows.unpack(self.k_proj(query, absorb="query")).transpose(1, 2)
+            keys_BANh = values_BNH.unsqueeze(1)
+        else:
+            query_BATh = rows.unpack(query).transpose(1, 2)
+            keys_BANh = split_heads(self.k_proj(values_BNH), self.heads)
         wide = cos_BK.dtype
-        scores_BATN = (query_BATd @ key_BANd.transpose(-1, -2)).to(wide)
-        bias_BAN = (
-            self.beta.to(wide)[None, :, None]
-            * cos_BK.repeat_interleave(mask_BKJ.shape[2], 1)[:, None]
-        )
+        scores_BATN = _product(query_BATh, keys_BANh.transpose(-1, -2)).to(wide)
+        bias_BAN = self.beta.to(wide)[None, :, None] * cos_BN[:, None]
         probs_BATN = _masked_softmax(scores_BATN + bias_BAN[:, :, None], mask_BN[:, None, None])
-        read_BATd = self.dropout(probs_BATN).to(value_BANd.dtype) @ value_BANd
+        weights_BATN = self.dropout(probs_BATN).to(values_BNH.dtype)
+        if absorbs:
+            read_BATH = _product(weights_BATN, values_BNH.unsqueeze(1))
+            read = self.v_proj(
+                rows.pack(read_BATH.transpose(1, 2)),
+                absorb="read",
+                shares=rows.pack(weights_BATN.sum(-1).transpose(1, 2)),
+            )
+        else:
+            read_BATd = _product(weights_BATN, split_heads(self.v_proj(values_BNH), self.heads))
+            read = rows.pack(read_BATd.transpose(1, 2))
+        # The published reshape starts from [B,A,T,d]; it is never packed.
         mixed = self.mixes_positions
-        merged_BTH = read_BATd.reshape(a_BTH.shape) if mixed else merge_heads(read_BATd)
+        merged = read.transpose(1, 2).reshape(a.shape) if mixed else read.flatten(-2)
         # out_proj has a bias: where nothing was found nothing may be added.
-        return self.out_proj(merged_BTH) * found_B11, probs_BATN
+        found_BT1 = mask_BN.any(-1)[:, None, None].expand(-1, asking, -1)
+        return self.out_proj(merged) * rows.pack(found_BT1), probs_BATN
 
 
 def split_heads(x_BTH: Tensor, heads: int) -> Tensor:
@@ -124,6 +190,16 @@ def split_heads(x_BTH: Tensor, heads: int) -> Tensor:
 def merge_heads(x_BATd: Tensor) -> Tensor:
     """[B,A,T,d] -> [B,T,A·d]."""
     return x_BATd.transpose(1, 2).flatten(-2)
+
+
+def _product(left_BATx: Tensor, right_BAxy: Tensor) -> Tensor:
+    """Matrix product per head; a right side that all heads share is not copied for each."""
+    if right_BAxy.shape[1] != 1:
+        return left_BATx @ right_BAxy
+    shared: Tensor = left_BATx.flatten(1, 2) @ right_BAxy.squeeze(1)
+    heads, asking = left_BATx.shape[1:3]
+    split: Tensor = shared.unflatten(1, (heads, asking))
+    return split
 
 
 def _masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

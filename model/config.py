@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -11,6 +11,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "value_pooling": ("shared", "separate", "tokens"),
     "query_norm": ("batch", "layer", "none"),
     "memory_init": ("normal", "copy"),
+    "entry_encoder": ("word_embedding", "first_n"),
+    "entry_pooler": ("attentive", "mean", "max", "cls"),
+    "query_pooler": ("attentive", "mean", "max", "cls"),
 }
 
 
@@ -40,11 +43,27 @@ class PlugLMConfig(PreTrainedConfig):
         memory_beta_init: start of β, the weight of the query-key cosine in the knowledge attention.
             Larger values let the best entry outweigh the others before the attention has learned
             anything.
+        entry_encoder: what reads an entry's tokens before they are pooled: the embeddings alone
+            (`word_embedding`), or also the encoder's own first layers (`first_n`).
+        entry_encoder_layers: n of `first_n`, from 1 to the number of plain layers; else 0.
+        entry_pooler: how an entry's token vectors become the one that makes its key: `attentive`,
+            `mean`, `max` or `cls` (the first token's vector).
+        query_pooler: likewise for the positions of a sequence, in each memory layer.
+        fixed_keys: the cosine uses the keys that come with the memory's reply, without gradient,
+            instead of keys encoded again with the current weights.
+        fixed_values: likewise for the values that are read.
+        top_k: K, the entries that `attach` asks the memory for.
+        tokenizer_fingerprint: of the tokenizer that it was trained with; `attach` refuses a memory
+            of another one. Empty: not known.
+        unpad_inputs: padding is not computed; hidden states at padded positions are zeros.
+        sparse_prediction: with labels, the masked-LM head computes the labelled positions only.
         legacy: reproduce the published checkpoints' quirks (heads reshaped without a transpose,
             decoder not tied to the word embedding, ignored label -1).
     """
 
     model_type = "pluglm"
+    # A report on the memory, not a prediction: transformers.Trainer must not collect it.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["retrievals"]
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -66,6 +85,17 @@ class PlugLMConfig(PreTrainedConfig):
     query_norm: str = "batch"
     memory_init: str = "normal"
     memory_beta_init: float = 1.0
+    entry_encoder: str = "word_embedding"
+    entry_encoder_layers: int = 0
+    entry_pooler: str = "attentive"
+    query_pooler: str = "attentive"
+    fixed_keys: bool = False
+    fixed_values: bool = False
+    top_k: int = 5
+    tokenizer_fingerprint: str = ""
+    unpad_inputs: bool = True
+    sparse_prediction: bool = True
+    classifier_dropout: float | int | None = None
     legacy: bool = False
     tie_word_embeddings: bool = True
 
@@ -81,7 +111,8 @@ class PlugLMConfig(PreTrainedConfig):
             if given not in allowed:
                 raise ValueError(f"{name} is {given!r}; allowed: {', '.join(allowed)}")
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-                     "intermediate_size", "max_position_embeddings", "key_size"):  # fmt: skip
+                     "intermediate_size", "max_position_embeddings", "key_size",
+                     "type_vocab_size", "top_k"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.hidden_size % self.num_attention_heads:
@@ -96,6 +127,16 @@ class PlugLMConfig(PreTrainedConfig):
             )
         if self.memory_ffn_size < 0:
             raise ValueError(f"memory_ffn_size is {self.memory_ffn_size}; 0 leaves the FFN out")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            given = getattr(self, name)
+            if given is not None and not 0 <= given < 1:
+                raise ValueError(f"{name} is {given}; allowed: 0 up to, but not, 1")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id is {self.pad_token_id}; allowed: 0 to {self.vocab_size - 1}, the "
+                "ids of the vocabulary"
+            )
+        self._check_entry_encoder()
         if self.value_pooling == "tokens" and self.memory_attention == "sentence_level":
             raise ValueError(
                 "value_pooling 'tokens' gives one value per token, but sentence_level attention "
@@ -105,6 +146,19 @@ class PlugLMConfig(PreTrainedConfig):
         if self.legacy and self.value_pooling != "shared":
             raise ValueError(
                 "legacy checkpoints have value_pooling 'shared'; set legacy=False for others"
+            )
+
+    def _check_entry_encoder(self) -> None:
+        layers, plain = self.entry_encoder_layers, self.num_hidden_layers - self.num_memory_layers
+        if self.entry_encoder == "word_embedding" and layers:
+            raise ValueError(
+                f"entry_encoder_layers is {layers}, but entry_encoder 'word_embedding' uses no "
+                "layer; leave it at 0, or choose entry_encoder 'first_n'"
+            )
+        if self.entry_encoder == "first_n" and not 1 <= layers <= plain:
+            raise ValueError(
+                f"entry_encoder_layers is {layers}; with entry_encoder 'first_n' allowed: 1 to "
+                f"{plain}, the layers below the memory layers"
             )
 
     @property

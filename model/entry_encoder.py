@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,51 +12,82 @@ from torch import Tensor, nn
 from model.attention import CopyLinear
 from model.config import PlugLMConfig
 from model.embeddings import Embeddings
-from model.pooling import AttentivePooler
+from model.full_precision import in_full_precision
+from model.layers import PlainLayer
+from model.pooling import make_pooler
+from model.rows import Rows
 
 _KEY_PATH = ("embeddings.", "entry_encoder.pooler.", "entry_encoder.key_proj.")
 
 
-class EntryEncoder(nn.Module):
-    """`e = pool(embed(tokens))`, `key = key_proj(e)`, `value = value_proj(e)`.
+@dataclass(frozen=True)
+class EncodedEntries:
+    """Entries with the current weights: keys [n,Q], values [n,J,H], mask bool [n,J].
 
-    The embeddings are the input's own and are passed in, so that no parameter has two names.
+    J is 1, or S where every token is a value.
+    """
+
+    keys_nQ: Tensor
+    values_nJH: Tensor
+    mask_nJ: Tensor
+
+
+class EntryEncoder(nn.Module):
+    """`e = pool(x)`, `key = key_proj(e)`, `value = value_proj(e)`; x are an entry's token vectors.
+
+    The vectors come from `embed_entries`, whose weights are the input's own, so that no parameter
+    has two names.
     """
 
     def __init__(self, config: PlugLMConfig) -> None:
         super().__init__()
         hidden = config.hidden_size
-        self.pad_token_id = config.pad_token_id or 0
         self.value_pooling = config.value_pooling
-        self.pooler = AttentivePooler(hidden)
+        self.pooler = make_pooler(config.entry_pooler, hidden)
         self.key_proj = CopyLinear(hidden, config.key_size)
         self.value_proj = CopyLinear(hidden, hidden)
         if config.value_pooling == "separate":
-            self.value_pooler = AttentivePooler(hidden)
+            self.value_pooler = make_pooler(config.entry_pooler, hidden)
 
-    def forward(self, tokens: Tensor, embeddings: Embeddings) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode entries with the current weights, with gradient.
+    def forward(
+        self, x_nSH: Tensor, mask_nS: Tensor, *, keys_only: bool = False
+    ) -> EncodedEntries | Tensor:
+        """Encode entries, with gradient.
 
         Args:
-            tokens: int64 [..., S], padded with the pad token.
-            embeddings: the model's embeddings.
-
-        Returns:
-            (keys [..., Q], values [..., J, H], mask bool [..., J]): J = 1, or S for `tokens`.
+            x_nSH: token vectors.
+            mask_nS: bool, True for tokens; an entry without any is pooled to zero.
+            keys_only: return the keys [n,Q] alone.
         """
-        mask = tokens != self.pad_token_id
-        embedded = embeddings(tokens)
-        pooled = self.pooler(embedded, mask)
-        keys = self.key_proj(pooled)
+        pooled_nH = self.pooler(x_nSH, mask_nS)
+        # Keys are searched and compared in full precision, under autocast too.
+        keys_nQ = in_full_precision(self.key_proj, pooled_nH)
+        if keys_only:
+            return keys_nQ
         if self.value_pooling == "tokens":
-            return keys, self.value_proj(embedded), mask
-        source = pooled if self.value_pooling == "shared" else self.value_pooler(embedded, mask)
-        return keys, self.value_proj(source).unsqueeze(-2), torch.ones_like(mask[..., :1])
+            return EncodedEntries(keys_nQ, self.value_proj(x_nSH), mask_nS)
+        shared = self.value_pooling == "shared"
+        source_nH = pooled_nH if shared else self.value_pooler(x_nSH, mask_nS)
+        values_nJH = self.value_proj(source_nH).unsqueeze(-2)
+        return EncodedEntries(keys_nQ, values_nJH, torch.ones_like(mask_nS[:, :1]))
 
-    def keys(self, tokens: Tensor, embeddings: Embeddings) -> Tensor:
-        """The keys alone: int64 [..., S] -> [..., Q]."""
-        keys: Tensor = self.key_proj(self.pooler(embeddings(tokens), tokens != self.pad_token_id))
-        return keys
+
+def embed_entries(
+    tokens_nS: Tensor, mask_nS: Tensor, embeddings: Embeddings, layers: Iterable[nn.Module]
+) -> Tensor:
+    """Token vectors of entries: the embeddings, then the encoder's first layers (`first_n`).
+
+    Args:
+        tokens_nS: int64; mask_nS: bool, True for tokens.
+        embeddings, layers: the model's own.
+
+    Returns:
+        [n,S,H].
+    """
+    x_nSH: Tensor = embeddings(tokens_nS)
+    for layer in layers:
+        x_nSH = layer(x_nSH, Rows(mask_nS))
+    return x_nSH
 
 
 class _KeyModel(nn.Module):
@@ -64,23 +95,29 @@ class _KeyModel(nn.Module):
 
     def __init__(self, config: PlugLMConfig) -> None:
         super().__init__()
+        self.pad_token_id = config.pad_token_id or 0
         self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(PlainLayer(config) for _ in range(config.entry_encoder_layers))
         self.entry_encoder = EntryEncoder(config)
 
     @torch.inference_mode()
     def forward(self, tokens_NS: Tensor) -> Tensor:
         device = self.embeddings.word_embeddings.weight.device
-        keys = [
-            self.entry_encoder.keys(block.to(device), self.embeddings)
-            # Small blocks stay in cache: 48 rows measured best at H=256 and at H=768.
-            for block in tokens_NS.split(48)
-        ]
+        # Small blocks stay in a CPU's cache: 48 rows measured best at H=256 and at H=768.
+        keys = [self._block(block.to(device)) for block in tokens_NS.split(48)]
         return torch.cat(keys) if keys else torch.empty(0, self.entry_encoder.key_proj.out_features)
 
+    def _block(self, tokens_nS: Tensor) -> Tensor:
+        mask_nS = tokens_nS != self.pad_token_id
+        x_nSH = embed_entries(tokens_nS, mask_nS, self.embeddings, self.layers)
+        keys: Tensor = self.entry_encoder(x_nSH, mask_nS, keys_only=True)
+        return keys
 
-def is_key_weight(name: str) -> bool:
+
+def is_key_weight(name: str, config: PlugLMConfig) -> bool:
     """Whether the parameter of this name (as in `PlugLMModel`) takes part in making keys."""
-    return name.startswith(_KEY_PATH)
+    layers = tuple(f"layers.{i}." for i in range(config.entry_encoder_layers))
+    return name.startswith(_KEY_PATH + layers)
 
 
 @dataclass(frozen=True)
@@ -106,9 +143,10 @@ class KeyEncoderFactory:
         Raises:
             ValueError: a parameter is missing, left over or of another shape.
         """
+        config = PlugLMConfig.from_dict(self.config)
         with torch.device("meta"):
-            module = _KeyModel(PlugLMConfig.from_dict(self.config))
-        expected = {name: p for name, p in module.named_parameters() if is_key_weight(name)}
+            module = _KeyModel(config)
+        expected = {n: p for n, p in module.named_parameters() if is_key_weight(n, config)}
         problems = [f"missing {name}" for name in expected if name not in weights]
         problems += [f"unknown {name}" for name in weights if name not in expected]
         problems += [

@@ -1,4 +1,4 @@
-"""Attentive pooling: one vector for a masked row of vectors."""
+"""From a masked row of vectors to one vector."""
 
 from __future__ import annotations
 
@@ -42,3 +42,38 @@ class AttentivePooler(nn.Module):
         weights = torch.exp(scores - shift)
         alpha = weights / (weights.sum(-1, keepdim=True) + POOL_EPS * torch.exp(-shift))
         return (alpha.to(x.dtype).unsqueeze(-2) @ x).squeeze(-2)
+
+
+class MeanPooler(nn.Module):
+    """The mean over the kept positions; zero where none is kept."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """[..., T, H], [..., T] -> [..., H]."""
+        kept = mask.to(x.dtype)
+        alpha = kept / kept.sum(-1, keepdim=True).clamp(min=1.0)
+        return (alpha.unsqueeze(-2) @ x).squeeze(-2)
+
+
+class MaxPooler(nn.Module):
+    """The largest value of each component over the kept positions; zero where none is kept."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """[..., T, H], [..., T] -> [..., H]."""
+        kept = mask.to(torch.bool).unsqueeze(-1)
+        largest = x.masked_fill(~kept, torch.finfo(x.dtype).min).amax(-2)
+        return largest.masked_fill(~kept.any(-2), 0.0)
+
+
+class ClsPooler(nn.Module):
+    """The first position's vector; zero where that position is masked."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """[..., T, H], [..., T] -> [..., H]."""
+        return x[..., 0, :] * mask[..., :1].to(x.dtype)
+
+
+def make_pooler(kind: str, hidden_size: int) -> nn.Module:
+    """The module for `PlugLMConfig.entry_pooler` or `query_pooler`."""
+    if kind == "attentive":
+        return AttentivePooler(hidden_size)
+    return {"mean": MeanPooler, "max": MaxPooler, "cls": ClsPooler}[kind]()

@@ -10,7 +10,11 @@ from torch import Tensor
 
 
 class RetrievedEntries(Protocol):
-    """The part of a memory's answer that a memory layer reads: K entries of S tokens per query."""
+    """The part of a memory's answer that a memory layer reads: K entries of S tokens per query.
+
+    A memory of fixed vectors also has `keys`, float [B,K,Q], and `values`, float [B,K,J,H] (J is 1,
+    or S for one value per token): `PlugLMConfig.fixed_keys` and `fixed_values` read these.
+    """
 
     @property
     def ids(self) -> Tensor:
@@ -36,7 +40,7 @@ class LayerRetrieval:
     Attributes:
         layer: index of the layer, from 0.
         query_BQ: the query, with gradient.
-        key_BKQ: the entries' fresh keys, with gradient.
+        key_BKQ: the entries' keys: fresh, with gradient, or the memory's own (`fixed_keys`).
         retrieved: the memory's answer.
         attention_BATK: share of each entry in each position's and head's knowledge attention (an
             entry's tokens summed), only when asked for. A is 1 for sentence-level attention.
@@ -47,3 +51,24 @@ class LayerRetrieval:
     key_BKQ: Tensor
     retrieved: RetrievedEntries
     attention_BATK: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadEntries:
+    """What a memory layer reads: the answer, and its entries' vectors.
+
+    Attributes:
+        retrieved: the memory's answer.
+        keys_BKQ: keys for the cosine with the query.
+        values_BKJH: J vectors per entry.
+        mask_BKJ: bool, False where there is no entry or no token.
+    """
+
+    retrieved: RetrievedEntries
+    keys_BKQ: Tensor
+    values_BKJH: Tensor
+    mask_BKJ: Tensor
+
+
+ReadMemory = Callable[[Tensor], ReadEntries]
+"""Queries [B,Q], with gradient, to what is read for them."""

@@ -62,7 +62,7 @@ def key_weights(model: PlugLMForMaskedLM) -> dict[str, Tensor]:
     return {
         name: p.detach().to("cpu", torch.float32, copy=True)
         for name, p in model.pluglm.named_parameters()
-        if is_key_weight(name)
+        if is_key_weight(name, model.config)
     }
 
 

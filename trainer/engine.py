@@ -150,7 +150,11 @@ class TrainingEngine:
 
     def key_weights(self) -> dict[str, Tensor]:
         """Float32 CPU copies of the weights that make keys; collective under ZeRO-3."""
-        named = [(n, p) for n, p in self.model.pluglm.named_parameters() if is_key_weight(n)]
+        named = [
+            (n, p)
+            for n, p in self.model.pluglm.named_parameters()
+            if is_key_weight(n, self.model.config)
+        ]
         if self.settings.runtime.zero_stage < 3:
             return {name: _copy(p) for name, p in named}
         deepspeed = _deepspeed(self.device.type)

@@ -31,7 +31,7 @@ def test_hits_are_those_of_a_full_sort_with_the_last_layers_query(tiny_run: Tiny
             self.ids, self.doc_ids, self.tokens = ids[rows], doc_ids[rows], tokens[rows]
 
     with torch.no_grad():
-        keys = encoder.entry_encoder.keys(tokens, encoder.embeddings)
+        keys = encoder.entry_keys(tokens)
 
         def lookup(queries_bq: torch.Tensor) -> Found:
             scores = queries_bq @ keys.T

@@ -61,7 +61,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def memory_on(device: str, store: Store, model: PlugLMForMaskedLM) -> LocalMemory:
-    weights = {n: p.detach() for n, p in model.pluglm.named_parameters() if is_key_weight(n)}
+    weights = {n: p.detach() for n, p in model.pluglm.named_parameters() if is_key_weight(n, CONFIG)}
     factory = KeyEncoderFactory(CONFIG.to_dict(), device=device)
     return LocalMemory(store, encoder=factory, weights=weights, device=device)
 
@@ -140,6 +140,6 @@ def test_the_engine_trains_on_the_gpu(
     engine.save(tmp_path / "checkpoint")
     engine.load(tmp_path / "checkpoint")
     assert set(engine.key_weights()) == {
-        n for n, _ in PlugLMForMaskedLM(CONFIG).pluglm.named_parameters() if is_key_weight(n)
+        n for n, _ in PlugLMForMaskedLM(CONFIG).pluglm.named_parameters() if is_key_weight(n, CONFIG)
     }
     memory.close()

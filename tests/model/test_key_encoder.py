@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -13,18 +14,32 @@ from tests.reference.worlds import make_model
 
 
 def published(model: PlugLMForMaskedLM) -> dict[str, Tensor]:
-    return {n: p.detach() for n, p in model.pluglm.named_parameters() if is_key_weight(n)}
+    return {
+        n: p.detach() for n, p in model.pluglm.named_parameters() if is_key_weight(n, model.config)
+    }
 
 
-@pytest.mark.parametrize("pooling", ["shared", "separate", "tokens"])
-def test_its_keys_are_the_models_keys(pooling: str) -> None:
-    model = make_model(value_pooling=pooling, hidden_dropout_prob=0.5).float().eval()
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"value_pooling": "shared"},
+        {"value_pooling": "separate"},
+        {"value_pooling": "tokens"},
+        {"entry_pooler": "mean"},
+        {"entry_pooler": "cls"},
+        {"entry_encoder": "first_n", "entry_encoder_layers": 2},
+        {"entry_encoder": "first_n", "entry_encoder_layers": 1, "entry_pooler": "max"},
+    ],
+    ids=str,
+)
+def test_its_keys_are_the_models_keys(settings: dict[str, Any]) -> None:
+    model = make_model(**settings, hidden_dropout_prob=0.5).float().eval()
     factory = pickle.loads(pickle.dumps(KeyEncoderFactory(model.config.to_dict())))
     encode = factory(published(model))
     tokens = torch.randint(1, 40, (130, 6)) * (torch.arange(6) < torch.randint(0, 7, (130, 1)))
     keys = encode(tokens)
     with torch.no_grad():
-        wanted, _, _ = model.pluglm.entry_encoder(tokens, model.pluglm.embeddings)
+        wanted = model.pluglm.encode_entries(tokens).keys_nQ
     assert keys.dtype == torch.float32
     assert not keys.requires_grad
     torch.testing.assert_close(keys, wanted, rtol=1e-5, atol=1e-6)

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from model import PlugLMConfig, PlugLMForMaskedLM, PlugLMModel
+from model.rows import Rows
 from tests.reference.worlds import SIZES, make_world
 
 VARIANTS: list[dict[str, Any]] = [
@@ -105,7 +106,11 @@ def test_a_copying_memory_passes_on_the_token_that_is_asked_for() -> None:
     knowledge = model.pluglm.layers[2].knowledge_attention
     values = torch.randn(1, 1, 5, 64) * 3
     memory, attention = knowledge(
-        values[:, 0], torch.zeros(1, 1), values, torch.ones(1, 1, 5, dtype=torch.bool)
+        values[:, 0],
+        Rows(torch.ones(1, 5, dtype=torch.bool)),
+        torch.zeros(1, 1),
+        values,
+        torch.ones(1, 1, 5, dtype=torch.bool),
     )
     assert torch.equal(attention[0, 0].argmax(-1), torch.arange(5))
     torch.testing.assert_close(memory[0], values[0, 0], rtol=1e-3, atol=1e-2)

@@ -76,11 +76,11 @@ def test_key_weights_make_an_encoder_and_are_copies() -> None:
     model = build_model(config(dropout=0.0), seed=0)
     weights = key_weights(model)
     named = dict(model.pluglm.named_parameters())
-    assert set(weights) == {name for name in named if is_key_weight(name)}
+    assert set(weights) == {name for name in named if is_key_weight(name, model.config)}
     tokens_NS = torch.randint(4, 40, (5, 7))
     before = KeyEncoderFactory(model.config.to_dict())(weights)(tokens_NS)
     with torch.no_grad():
-        expected = model.pluglm.entry_encoder.keys(tokens_NS, model.pluglm.embeddings)
+        expected = model.pluglm.entry_keys(tokens_NS)
         torch.testing.assert_close(before, expected)
         for parameter in model.parameters():
             parameter.add_(1.0)

@@ -1,0 +1,246 @@
+"""PlugLM with the heads of fine-tuning: sequences, tokens, and spans that answer questions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import PlugLMConfig
+from model.full_precision import widened
+from model.inputs import check_labels, describe
+from model.modeling import PlugLMModel, PlugLMPreTrainedModel
+from model.outputs import QuestionAnsweringOutput, TaskOutput
+from model.retrieval import Lookup
+
+IGNORED_LABEL = -100
+
+
+class SequenceHead(nn.Module):
+    """`out_proj(dropout(tanh(dense(x))))` of the first position, as BERT's classifiers."""
+
+    def __init__(self, config: PlugLMConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(_dropout(config))
+        self.out_proj = nn.Linear(config.hidden_size, _classes(config))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.out_proj(self.dropout(torch.tanh(self.dense(x))))
+        return logits
+
+
+class TokenHead(nn.Module):
+    """`out_proj(dropout(x))` of every position."""
+
+    def __init__(self, config: PlugLMConfig, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.out_proj = nn.Linear(config.hidden_size, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.out_proj(self.dropout(x))
+        return logits
+
+
+class PlugLMForSequenceClassification(PlugLMPreTrainedModel):
+    """One label, several labels or a number per sequence (or pair, by token_type_ids)."""
+
+    def __init__(self, config: PlugLMConfig) -> None:
+        super().__init__(config)
+        self.pluglm = PlugLMModel(config)
+        self.head = SequenceHead(config)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        lookup: Lookup | None = None,
+        output_attention: bool = False,
+    ) -> TaskOutput:
+        """Classify sequences by the last hidden state of their first position.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, lookup, output_attention: as in
+                `PlugLMModel`.
+            labels: int64 [B] for one label of several (cross-entropy); float [B] or [B,C] for
+                regression (mean squared error; num_labels is 1, or problem_type says so); float
+                0/1 [B,C] for several labels at once (binary cross-entropy).
+
+        Raises:
+            TypeError, ValueError: as in `PlugLMModel`; labels that do not fit the problem type.
+        """
+        first_BT = torch.zeros_like(input_ids, dtype=torch.bool)
+        first_BT[..., 0] = True
+        encoded = self.pluglm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            lookup=lookup,
+            wanted_BT=first_BT,
+            output_attention=output_attention,
+        )
+        logits_BC = self.head(encoded.last_hidden_state)
+        loss = None if labels is None else self._loss(logits_BC, labels)
+        return TaskOutput(loss=loss, logits=logits_BC, retrievals=encoded.retrievals)
+
+    def _loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
+        kind = self.config.problem_type or _problem_type(_classes(self.config), labels)
+        wide_BC = widened(logits_BC)
+        if kind == "single_label_classification":
+            check_labels("labels", labels, logits_BC.shape[:1], logits_BC.shape[1], IGNORED_LABEL)
+            return F.cross_entropy(wide_BC, labels.long())
+        targets_BC = labels.unsqueeze(-1) if labels.ndim == 1 else labels
+        if targets_BC.shape != logits_BC.shape:
+            raise ValueError(
+                f"labels is {describe(labels)}; allowed for {kind}: floating point "
+                f"{list(logits_BC.shape)}"
+            )
+        if not bool(torch.isfinite(targets_BC).all()):
+            raise ValueError(f"labels hold NaN or infinity; allowed for {kind}: finite numbers")
+        if kind == "regression":
+            return F.mse_loss(wide_BC, targets_BC.to(wide_BC.dtype))
+        return F.binary_cross_entropy_with_logits(wide_BC, targets_BC.to(wide_BC.dtype))
+
+
+class PlugLMForTokenClassification(PlugLMPreTrainedModel):
+    """One label per token."""
+
+    def __init__(self, config: PlugLMConfig) -> None:
+        super().__init__(config)
+        self.pluglm = PlugLMModel(config)
+        self.head = TokenHead(config, _classes(config), _dropout(config))
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        lookup: Lookup | None = None,
+        output_attention: bool = False,
+    ) -> TaskOutput:
+        """Classify tokens.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, lookup, output_attention: as in
+                `PlugLMModel`.
+            labels: int64 [B,T], -100 where there is none; a batch without any has loss 0.
+
+        Raises:
+            TypeError, ValueError: as in `PlugLMModel`; labels of another shape or no class.
+        """
+        if labels is not None:
+            classes = _classes(self.config)
+            check_labels("labels", labels, input_ids.shape, classes, IGNORED_LABEL)
+        encoded = self.pluglm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            lookup=lookup,
+            output_attention=output_attention,
+        )
+        logits_BTC = self.head(encoded.last_hidden_state)
+        loss = None
+        if labels is not None:
+            kept = (labels != IGNORED_LABEL).sum().clamp(min=1)
+            total = F.cross_entropy(
+                widened(logits_BTC).flatten(0, 1),
+                labels.flatten().long(),
+                ignore_index=IGNORED_LABEL,
+                reduction="sum",
+            )
+            loss = total / kept
+        return TaskOutput(loss=loss, logits=logits_BTC, retrievals=encoded.retrievals)
+
+
+class PlugLMForQuestionAnswering(PlugLMPreTrainedModel):
+    """The span of the sequence that answers a question."""
+
+    def __init__(self, config: PlugLMConfig) -> None:
+        super().__init__(config)
+        self.pluglm = PlugLMModel(config)
+        # No dropout, as in BERT's.
+        self.head = TokenHead(config, 2, 0.0)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        *,
+        lookup: Lookup | None = None,
+        output_attention: bool = False,
+    ) -> QuestionAnsweringOutput:
+        """Score every position as start and as end of the answer.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, lookup, output_attention: as in
+                `PlugLMModel`.
+            start_positions, end_positions: int64 [B], both or none; 0 ([CLS]) where the window
+                holds no answer.
+
+        Raises:
+            TypeError, ValueError: as in `PlugLMModel`; only one of the positions, or beyond T.
+        """
+        if (start_positions is None) != (end_positions is None):
+            raise ValueError("start_positions and end_positions belong together; give both or none")
+        encoded = self.pluglm(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            lookup=lookup,
+            output_attention=output_attention,
+        )
+        start_BT, end_BT = self.head(encoded.last_hidden_state).unbind(-1)
+        if attention_mask is not None:
+            # Padding is no place for an answer, and must not change the others' share.
+            padding_BT = ~attention_mask.to(torch.bool)
+            lowest = torch.finfo(start_BT.dtype).min
+            start_BT = start_BT.masked_fill(padding_BT, lowest)
+            end_BT = end_BT.masked_fill(padding_BT, lowest)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            losses = []
+            for name, logits_BT, position_B in (
+                ("start_positions", start_BT, start_positions),
+                ("end_positions", end_BT, end_positions),
+            ):
+                batch, length = logits_BT.shape
+                check_labels(name, position_B, torch.Size([batch]), length, IGNORED_LABEL)
+                losses.append(
+                    F.cross_entropy(
+                        widened(logits_BT), position_B.long(), ignore_index=IGNORED_LABEL
+                    )
+                )
+            loss = (losses[0] + losses[1]) / 2
+        return QuestionAnsweringOutput(
+            loss=loss, start_logits=start_BT, end_logits=end_BT, retrievals=encoded.retrievals
+        )
+
+
+def _dropout(config: PlugLMConfig) -> float:
+    given = config.classifier_dropout
+    return float(config.hidden_dropout_prob if given is None else given)
+
+
+def _classes(config: PlugLMConfig) -> int:
+    return int(config.num_labels or 0)
+
+
+def _problem_type(num_labels: int, labels: Tensor) -> str:
+    """As transformers infers it: one output is a number, integers are classes, floats are bits."""
+    if num_labels == 1:
+        return "regression"
+    if labels.dtype in (torch.int64, torch.int32):
+        return "single_label_classification"
+    return "multi_label_classification"

@@ -1,0 +1,153 @@
+"""From a memory's answer to the keys and values that a memory layer reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.config import PlugLMConfig
+from model.entry_encoder import EncodedEntries
+from model.inputs import describe, out_of_range
+from model.retrieval import Lookup, ReadEntries, RetrievedEntries
+
+EncodeEntries = Callable[[Tensor], EncodedEntries]
+"""int64 tokens [n,S] to entries encoded with the current weights, with gradient."""
+
+
+def read_memory(
+    query_BQ: Tensor,
+    *,
+    lookup: Lookup,
+    encode: EncodeEntries,
+    config: PlugLMConfig,
+    layer: int,
+) -> ReadEntries:
+    """Ask the memory, check what it answers, and make the keys and values to read.
+
+    Each distinct entry of the micro-batch is encoded once.
+
+    Args:
+        query_BQ: the layer's queries; searched in float32 and without gradient.
+        lookup: the memory.
+        encode: the model's entry encoder.
+        layer: index of the asking layer, for messages.
+
+    Raises:
+        ValueError: the query is not finite; the answer has wrong shapes, dtypes, or tokens that
+            this model does not have.
+    """
+    asked_BQ = query_BQ.detach().float()
+    if not torch.compiler.is_compiling() and not bool(torch.isfinite(asked_BQ).all()):
+        raise ValueError(
+            f"the query of memory layer {layer} holds NaN or infinity, so nothing can be searched; "
+            "the weights or the activations below it are not finite (a diverged training, or a "
+            "damaged checkpoint)"
+        )
+    retrieved = lookup(asked_BQ)
+    _check_answer(retrieved, len(query_BQ), config)
+    tokens_BKS = retrieved.tokens.to(query_BQ.device, torch.int64)
+    ids_BK = retrieved.ids.to(query_BQ.device)
+    found_BK1 = (ids_BK >= 0).unsqueeze(-1)
+    per_token = config.value_pooling == "tokens"
+    keys_BKQ = values_BKJH = None
+    mask_BKJ = found_BK1
+    if config.fixed_keys:
+        keys_BKQ = _stored(retrieved, "keys", query_BQ)
+    if config.fixed_values:
+        values_BKJH = _stored(retrieved, "values", query_BQ)
+        if per_token:
+            mask_BKJ = found_BK1 & (tokens_BKS != (config.pad_token_id or 0))
+    if keys_BKQ is None or values_BKJH is None:
+        encoded, row_BK = _encode_distinct(tokens_BKS, ids_BK, encode, config)
+        if keys_BKQ is None:
+            keys_BKQ = encoded.keys_nQ[row_BK]
+        if values_BKJH is None:
+            values_BKJH = encoded.values_nJH[row_BK]
+            mask_BKJ = found_BK1 & encoded.mask_nJ[row_BK]
+    return ReadEntries(
+        retrieved=retrieved, keys_BKQ=keys_BKQ, values_BKJH=values_BKJH, mask_BKJ=mask_BKJ
+    )
+
+
+def _encode_distinct(
+    tokens_BKS: Tensor, ids_BK: Tensor, encode: EncodeEntries, config: PlugLMConfig
+) -> tuple[EncodedEntries, Tensor]:
+    """Encode each entry once: (entries [n], the row of each place, int64 [B,K])."""
+    tokens_NS = tokens_BKS.flatten(0, 1)
+    every_BK = torch.arange(ids_BK.numel(), device=ids_BK.device).view_as(ids_BK)
+    if torch.compiler.is_compiling() or not ids_BK.numel():
+        # How many are distinct is not known while a graph is traced.
+        return encode(tokens_NS), every_BK
+    # Columns that are padding in every entry are left out.
+    used_S = (tokens_NS != (config.pad_token_id or 0)).any(0)
+    longest = int(used_S.nonzero()[-1]) + 1 if bool(used_S.any()) else 1
+    tokens_NS = tokens_NS[:, :longest]
+    distinct_n, row_BK = torch.unique(ids_BK, return_inverse=True)
+    if len(distinct_n) == ids_BK.numel():
+        return encode(tokens_NS), every_BK
+    # Any place that holds an entry will do; equal ids have equal tokens.
+    place_n = torch.empty_like(distinct_n).scatter_(0, row_BK.flatten(), every_BK.flatten())
+    return encode(tokens_NS[place_n]), row_BK
+
+
+def _stored(retrieved: RetrievedEntries, name: str, like: Tensor) -> Tensor:
+    """The memory's own vectors, without gradient, at least in the model's precision."""
+    vectors: Tensor = getattr(retrieved, name)
+    return vectors.detach().to(like.device, torch.promote_types(vectors.dtype, like.dtype))
+
+
+def _check_answer(retrieved: Any, batch: int, config: PlugLMConfig) -> None:
+    for name, dimensions in (("ids", 2), ("tokens", 3), ("doc_ids", 2)):
+        given = getattr(retrieved, name, None)
+        if (
+            not isinstance(given, Tensor)
+            or given.dtype not in (torch.int64, torch.int32)
+            or given.ndim != dimensions
+            or given.shape[0] != batch
+            or given.shape[1] != retrieved.ids.shape[1]
+        ):
+            shape = "[B,K,S]" if name == "tokens" else "[B,K]"
+            raise ValueError(
+                f"the memory answered with {name} {describe(given)}; allowed: int64 {shape} for "
+                f"B = {batch} queries, K the same in all"
+            )
+    length, longest = retrieved.tokens.shape[2], config.max_position_embeddings
+    if length > longest:
+        raise ValueError(
+            f"the memory's entries have {length} tokens, but the model has {longest} positions "
+            f"(max_position_embeddings); build a memory with entries of at most {longest} tokens"
+        )
+    bad = out_of_range(retrieved.tokens, 0, config.vocab_size - 1)
+    if bad is not None:
+        raise ValueError(
+            f"the memory's entries hold the token {bad}; allowed: 0 to {config.vocab_size - 1} "
+            f"(vocab_size {config.vocab_size}); is it a memory of another tokenizer?"
+        )
+    values = (1 if config.value_pooling != "tokens" else length, config.hidden_size)
+    if config.fixed_keys:
+        _check_vectors(retrieved, "keys", (config.key_size,))
+    if config.fixed_values:
+        _check_vectors(retrieved, "values", values)
+
+
+def _check_vectors(retrieved: Any, name: str, shape: tuple[int, ...]) -> None:
+    given = getattr(retrieved, name, None)
+    if given is None:
+        raise ValueError(
+            f"fixed_{name} is True, but the memory's answer has no {name}; give a memory of stored "
+            f"vectors, or set fixed_{name} to False"
+        )
+    allowed = (*retrieved.ids.shape, *shape)
+    if not isinstance(given, Tensor) or not given.is_floating_point() or given.shape != allowed:
+        raise ValueError(
+            f"the memory answered with {name} {describe(given)}; allowed: floating point "
+            f"{list(allowed)}"
+        )
+    if not torch.compiler.is_compiling() and not bool(torch.isfinite(given).all()):
+        raise ValueError(
+            f"the memory answered with {name} that hold NaN or infinity; its stored vectors are "
+            "damaged"
+        )
