@@ -20,7 +20,7 @@ _RETRIEVER = "bert.encoder.retriever."
 _ENTRIES = "bert.encoder.retriever.document_encoder."
 
 # Ours to published, by the beginning of the name; # is the number of a layer.
-_EVERYWHERE = {
+PLACES = {
     "pluglm.embeddings.": "bert.embeddings.",
     "pluglm.entry_encoder.key_proj.": f"{_RETRIEVER}key_proj.",
     "pluglm.entry_encoder.value_proj.": f"{_RETRIEVER}value_proj.",
@@ -35,12 +35,12 @@ _EVERYWHERE = {
     "head.dense.": "cls.predictions.transform.dense.",
     "head.LayerNorm.": "cls.predictions.transform.LayerNorm.",
 }
-_PLAIN = {
+PLAIN_PLACES = {
     "pluglm.layers.#.ffn.dense_in.": "bert.encoder.layer.#.intermediate.dense.",
     "pluglm.layers.#.ffn.dense_out.": "bert.encoder.layer.#.output.dense.",
     "pluglm.layers.#.LayerNorm.": "bert.encoder.layer.#.output.LayerNorm.",
 }
-_MEMORY = {
+MEMORY_PLACES = {
     "pluglm.layers.#.ffn.dense_in.": "bert.encoder.layer.#.ffn.0.",
     "pluglm.layers.#.ffn.dense_out.": "bert.encoder.layer.#.ffn.1.",
     "pluglm.layers.#.LayerNorm.": "bert.encoder.layer.#.LayerNorm.",
@@ -85,9 +85,9 @@ def our_name(published: str) -> str:
     Raises:
         ValueError: no such tensor is known (aliases and `position_ids` are not).
     """
-    for table in (_EVERYWHERE, _PLAIN, _MEMORY):
+    for table in (PLACES, PLAIN_PLACES, MEMORY_PLACES):
         for ours, theirs in table.items():
-            renamed = _renamed(published, theirs, ours)
+            renamed = renamed_beginning(published, theirs, ours)
             if renamed is not None:
                 return renamed
     raise ValueError(f"no tensor of this model has the published name {published!r}")
@@ -100,12 +100,12 @@ def published_name(ours: str, config: PlugLMConfig) -> str:
         ValueError: the published code has no such tensor.
     """
     layer = re.match(rf"pluglm\.layers\.({_LAYER})\.", ours)
-    table = dict(_EVERYWHERE)
+    table = dict(PLACES)
     if layer is not None:
         plain = int(layer[1]) < config.num_hidden_layers - config.num_memory_layers
-        table |= _PLAIN if plain else _MEMORY
+        table |= PLAIN_PLACES if plain else MEMORY_PLACES
     for mine, theirs in table.items():
-        renamed = _renamed(ours, mine, theirs)
+        renamed = renamed_beginning(ours, mine, theirs)
         if renamed is not None:
             return renamed
     raise ValueError(f"the published code has no tensor for {ours}")
@@ -252,7 +252,7 @@ def _taken(
     )
 
 
-def _renamed(name: str, beginning: str, replacement: str) -> str | None:
+def renamed_beginning(name: str, beginning: str, replacement: str) -> str | None:
     """The name with another beginning, if it has this one; # stands for a layer's number."""
     pattern = re.escape(beginning).replace(r"\#", f"({_LAYER})")
     match = re.match(pattern, name)

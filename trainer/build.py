@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
 
 from model import PlugLMConfig, PlugLMForMaskedLM, is_key_weight
+from model.bert_weights import (
+    check_bert,
+    check_pluglm,
+    decoder_differs,
+    take_bert,
+    take_pluglm,
+)
+from trainer.convert.bert_source import open_source
 from trainer.settings import ConfigError, ModelSettings
+
+log = logging.getLogger(__name__)
 
 
 def model_config(settings: ModelSettings, *, vocab_size: int, pad_token_id: int) -> PlugLMConfig:
@@ -43,8 +52,9 @@ def build_model(config: PlugLMConfig, *, seed: int, init_from: str = "") -> Plug
     Args:
         config: the model's configuration.
         seed: of the random weights; the caller's random state is left as it was.
-        init_from: directory of a BERT-like checkpoint whose encoder and embeddings are taken where
-            the model has the same parts; empty: everything is random.
+        init_from: directory of a BERT-like checkpoint, whose encoder, embeddings and masked-LM
+            head are taken where the model has the same parts, or of a PlugLM, all of which is
+            taken; empty: everything is random.
 
     Raises:
         ConfigError: init_from cannot be loaded or has other sizes.
@@ -52,8 +62,10 @@ def build_model(config: PlugLMConfig, *, seed: int, init_from: str = "") -> Plug
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = PlugLMForMaskedLM(config)
+    # The trainer hands over a lookup with every batch; one without it is meant so.
+    model.attach(None)
     if init_from:
-        _take_bert(model, init_from)
+        _take_weights(model, init_from)
     return model
 
 
@@ -66,83 +78,55 @@ def key_weights(model: PlugLMForMaskedLM) -> dict[str, Tensor]:
     }
 
 
-def _take_bert(model: PlugLMForMaskedLM, init_from: str) -> None:
-    if not (Path(init_from) / "config.json").is_file():
-        raise ConfigError(
-            f"model.init_from = {init_from}: holds no config.json; give the directory of a "
-            "BERT-like checkpoint in transformers' format"
-        )
+def _take_weights(model: PlugLMForMaskedLM, init_from: str) -> None:
+    config = model.config
     try:
-        source_config = AutoConfig.from_pretrained(init_from)
-        if source_config.model_type != "bert":
-            raise ConfigError(
-                f"model.init_from = {init_from}: is a {source_config.model_type!r} model; only "
-                "BERT-like checkpoints can be the start"
-            )
-        _check_sizes(model.config, source_config, init_from)
-        # The pooler belongs to next-sentence prediction; PlugLM has none.
-        source = AutoModel.from_pretrained(init_from, add_pooling_layer=False)
-    except OSError as error:
-        raise ConfigError(f"model.init_from = {init_from}: cannot be loaded: {error}") from error
-    with torch.no_grad():
-        for ours, theirs in bert_modules(model.config).items():
-            given = dict(source.get_submodule(theirs).named_parameters())
-            for name, parameter in model.pluglm.get_submodule(ours).named_parameters():
-                # The checkpoint may have more positions than this model wants.
-                parameter.copy_(given[name][: len(parameter)])
+        source = open_source(Path(init_from))
+        if source.model_type == "bert":
+            check_bert(config, source.config, _CALLED)
+            tensors = source.tensors()
+            report = take_bert(model, tensors)
+            if config.tie_word_embeddings and decoder_differs(tensors):
+                log.warning(
+                    "model.init_from = %s: its decoder is not its word embedding, as this model's "
+                    "is; the word embedding was taken",
+                    init_from,
+                )
+        else:
+            if source.config.legacy:
+                raise ConfigError(
+                    f"model.init_from = {init_from}: is in the published checkpoints' layout "
+                    "(legacy), which is not pre-trained here; fine-tune it, or start from another"
+                )
+            check_pluglm(config, source.config, _CALLED)
+            report = take_pluglm(model, source.tensors())
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"model.init_from = {init_from}: {error}") from error
+    log.info(
+        "model.init_from = %s: %d tensors taken, %d left, %d made",
+        init_from,
+        len(report.taken),
+        len(report.left),
+        len(report.made),
+    )
 
 
-def bert_modules(config: PlugLMConfig) -> dict[str, str]:
-    """The modules that a PlugLM shares with BERT: our names to those of `transformers.BertModel`.
-
-    Of a memory layer these are the attention and the LayerNorm of the output: its small FFN and all
-    that reads the memory are no part of BERT.
-    """
-    shared = {"embeddings": "embeddings"}
-    for layer in range(config.num_hidden_layers):
-        parts = _ATTENTION | {"LayerNorm": "output.LayerNorm"}
-        if layer < config.num_hidden_layers - config.num_memory_layers:
-            parts |= {"ffn.dense_in": "intermediate.dense", "ffn.dense_out": "output.dense"}
-        for ours, theirs in parts.items():
-            shared[f"layers.{layer}.{ours}"] = f"encoder.layer.{layer}.{theirs}"
-    return shared
-
-
-_ATTENTION = {
-    "attention.query": "attention.self.query",
-    "attention.key": "attention.self.key",
-    "attention.value": "attention.self.value",
-    "attention.dense": "attention.output.dense",
-    "attention.LayerNorm": "attention.output.LayerNorm",
-}
-
-
-def _check_sizes(config: PlugLMConfig, source: Any, init_from: str) -> None:
-    for ours, setting in (
-        ("hidden_size", "model.hidden_size"),
-        ("num_attention_heads", "model.num_heads"),
-        ("intermediate_size", "model.intermediate_size"),
-        ("vocab_size", "the corpus's tokenizer's vocabulary"),
-        ("type_vocab_size", "this model's number of token types"),
-    ):
-        wanted, given = getattr(config, ours), getattr(source, ours)
-        if wanted != given:
-            raise ConfigError(
-                f"model.init_from = {init_from}: its {ours} is {given}, but {setting} is {wanted}; "
-                "make them agree"
-            )
-    for ours, setting in (
-        ("max_position_embeddings", "model.max_positions"),
-        ("num_hidden_layers", "model.num_layers"),
-    ):
-        wanted, given = getattr(config, ours), getattr(source, ours)
-        if wanted > given:
-            raise ConfigError(
-                f"model.init_from = {init_from}: its {ours} is {given}, but {setting} is {wanted}; "
-                f"lower it to {given} or less"
-            )
-    if source.hidden_act != "gelu":
-        raise ConfigError(
-            f"model.init_from = {init_from}: its hidden_act is {source.hidden_act!r}, but this "
-            "model computes 'gelu'; give another checkpoint"
-        )
+# What a person calls a size, where it is a setting of another name.
+_CALLED = {
+    "hidden_size": "model.hidden_size",
+    "num_attention_heads": "model.num_heads",
+    "intermediate_size": "model.intermediate_size",
+    "vocab_size": "the corpus's tokenizer's vocabulary",
+    "type_vocab_size": "this model's number of token types",
+    "max_position_embeddings": "model.max_positions",
+    "num_hidden_layers": "model.num_layers",
+    "num_memory_layers": "model.memory_layers",
+} | {
+    name: f"model.{name}"
+    for name in (
+        "key_size", "memory_ffn_size", "memory_attention", "value_pooling", "query_norm",
+        "entry_encoder", "entry_encoder_layers", "entry_pooler", "query_pooler",
+    )
+}  # fmt: skip

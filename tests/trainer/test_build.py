@@ -10,6 +10,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel, DistilBertConfig
 
 from model import KeyEncoderFactory, PlugLMConfig, is_key_weight
+from model.rows import Rows
 from trainer.build import build_model, key_weights, model_config
 from trainer.settings import ConfigError, ModelSettings
 
@@ -105,9 +106,9 @@ def test_a_bert_without_the_memory_layer_is_taken_exactly(tmp_path: Path, whole:
         x_BTH = model.pluglm.embeddings(ids_BT)
         for i in range(2):
             torch.testing.assert_close(x_BTH[mask_BT > 0], wanted.hidden_states[i][mask_BT > 0])
-            x_BTH = model.pluglm.layers[i](x_BTH, mask_BT > 0)
+            x_BTH = model.pluglm.layers[i](x_BTH, Rows(mask_BT > 0))
         torch.testing.assert_close(x_BTH[mask_BT > 0], wanted.hidden_states[2][mask_BT > 0])
-        attended = model.pluglm.layers[2].attention(x_BTH, mask_BT > 0)
+        attended = model.pluglm.layers[2].attention(x_BTH, Rows(mask_BT > 0))
         theirs = source.encoder.layer[2].attention(
             wanted.hidden_states[2], (1.0 - mask_BT[:, None, None].float()) * -1e9
         )[0]
@@ -128,6 +129,68 @@ def test_the_first_positions_and_layers_of_a_larger_bert_are_taken(tmp_path: Pat
     model = build_model(config(), seed=0, init_from=str(tmp_path))
     positions = model.pluglm.embeddings.position_embeddings.weight
     assert torch.equal(positions, source.embeddings.position_embeddings.weight[:12])
+
+
+def test_berts_masked_lm_head_is_taken_with_it(tmp_path: Path) -> None:
+    head = BertForMaskedLM(bert(tmp_path).config)
+    with torch.no_grad():
+        for parameter in head.cls.parameters():
+            parameter.normal_()
+    head.save_pretrained(tmp_path)
+    model = build_model(config(), seed=0, init_from=str(tmp_path))
+    assert torch.equal(model.head.dense.weight, head.cls.predictions.transform.dense.weight)
+    assert torch.equal(model.head.LayerNorm.bias, head.cls.predictions.transform.LayerNorm.bias)
+    assert torch.equal(model.head.decoder_bias, head.cls.predictions.bias)
+    words = model.pluglm.embeddings.word_embeddings.weight
+    assert model.head.decoder.weight.data_ptr() == words.data_ptr()
+
+
+@pytest.mark.parametrize("place", [".", "model"])
+def test_another_pluglm_is_taken_whole(tmp_path: Path, place: str) -> None:
+    source = build_model(config(query_norm="batch", max_positions=20), seed=1)
+    with torch.no_grad():
+        for value in source.state_dict().values():
+            value.copy_(torch.randn(value.shape) * 9)
+    source.save_pretrained(tmp_path / place)
+    model = build_model(config(query_norm="batch"), seed=0, init_from=str(tmp_path))
+    given, taken = source.state_dict(), model.state_dict()
+    assert len(taken) == len(given)
+    for name, value in taken.items():
+        assert torch.equal(value, given[name][: len(value)] if value.ndim else given[name]), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"value_pooling": "shared"}, "its value_pooling is shared, but model.value_pooling is to"),
+        ({"memory_layers": 2}, "its num_memory_layers is 2, but model.memory_layers is 1"),
+        ({"num_layers": 2}, "its num_hidden_layers is 2, but model.num_layers is 3"),
+        ({"key_size": 7}, "its key_size is 7, but model.key_size is 6"),
+        ({"max_positions": 11}, "its max_position_embeddings is 11"),
+    ],
+)
+def test_a_pluglm_whose_weights_mean_something_else_is_refused(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    build_model(config(**changes), seed=1).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        build_model(config(), seed=0, init_from=str(tmp_path))
+    assert named in str(caught.value)
+
+
+def test_a_pluglm_in_the_published_layout_or_of_another_tokenizer_is_refused(
+    tmp_path: Path,
+) -> None:
+    shape = config(value_pooling="shared")
+    shape.legacy = True
+    build_model(shape, seed=1).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="published checkpoints' layout"):
+        build_model(config(value_pooling="shared"), seed=0, init_from=str(tmp_path))
+    theirs, ours = config(), config()
+    theirs.tokenizer_fingerprint, ours.tokenizer_fingerprint = "aa", "bb"
+    build_model(theirs, seed=1).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="tokenizer_fingerprint is aa"):
+        build_model(ours, seed=0, init_from=str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Conversion: published checkpoints both ways, BERTs to PlugLMs, and vectors that are kept."""

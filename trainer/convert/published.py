@@ -1,0 +1,177 @@
+"""A published checkpoint, its settings and its memory's arrays, as a model directory and a memory.
+
+OUT/model            config.json, model.safetensors, the tokenizer where one is given
+OUT/memory           the documents as a store; an entry's id is its row
+OUT/vectors          the keys and values, bit for bit
+OUT/left.safetensors tensors that the model has no place for, so that nothing is lost
+OUT/conversion.json  what became of everything
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memory_server.stored_vectors import StoredVectors
+from model import PlugLMConfig, PlugLMForMaskedLM
+from model.published import TakenState, take_published
+from model.published_config import config_from_published
+from trainer.convert.arrays import PublishedMemory, open_memory, write_store
+from trainer.convert.errors import ConversionError
+from trainer.convert.files import (
+    load_tensors,
+    read_json,
+    refuse_full,
+    save_tensors,
+    written_beside,
+)
+from trainer.convert.report import ConversionReport
+from trainer.convert.tokenizer import open_tokenizer
+from trainer.corpus.tokenizer import tokenizer_fingerprint
+
+MODEL, MEMORY, VECTORS, LEFT = "model", "memory", "vectors", "left.safetensors"
+WEIGHTS = "model.safetensors"
+
+
+def convert_published(
+    checkpoint: Path,
+    config: Path,
+    out: Path,
+    *,
+    keys: Path | None = None,
+    values: Path | None = None,
+    documents: Path | None = None,
+    tokenizer: Path | None = None,
+) -> ConversionReport:
+    """Convert a published checkpoint. Everything is checked before anything is written.
+
+    Args:
+        checkpoint: what the published code saved: names and tensors.
+        config: its JSON.
+        out: the directory to make; written beside and renamed.
+        keys, values: float16 .npy [N,Q] and [N,H], mapped and never read whole; need documents.
+        documents: int16 .npy [N,S], padded with the pad token.
+        tokenizer: directory or vocabulary file; gives the entries their text.
+
+    Raises:
+        ConversionError: an input is unusable, or does not fit the others; names the file.
+    """
+    refuse_full(out)
+    settings = _settings(config)
+    with torch.device("meta"):
+        shapes = {n: t.shape for n, t in PlugLMForMaskedLM(settings).state_dict().items()}
+    try:
+        taken = take_published(load_tensors(checkpoint), settings, shapes)
+    except ConversionError:
+        raise
+    except ValueError as error:
+        raise ConversionError(f"{checkpoint} does not fit {config}: {error}") from error
+    opened: Any = None if tokenizer is None else open_tokenizer(tokenizer, settings)
+    memory = open_memory(
+        documents,
+        keys,
+        values,
+        settings,
+        tokenizer_size=None if opened is None else len(opened),
+    )
+    if opened is not None:
+        settings.tokenizer_fingerprint = tokenizer_fingerprint(opened)
+    report = _report(checkpoint, out, settings, taken, memory, has_tokenizer=opened is not None)
+    with written_beside(out) as directory:
+        write_model(directory / MODEL, settings, taken.state, opened)
+        kept = {n: t for n, t in taken.left.items() if not n.endswith(".position_ids")}
+        if kept:
+            save_tensors(directory / LEFT, kept)
+        if memory is not None:
+            _write_memory(directory, memory, settings, opened)
+        report.write(directory)
+    return report
+
+
+def write_model(
+    directory: Path, config: PlugLMConfig, state: Mapping[str, Tensor], tokenizer: Any
+) -> None:
+    """Write a masked-LM model directory in transformers' format from its tensors."""
+    config.architectures = [PlugLMForMaskedLM.__name__]
+    floating = next(t.dtype for t in state.values() if t.dtype.is_floating_point)
+    config.dtype = floating
+    config.save_pretrained(directory)
+    save_tensors(directory / WEIGHTS, state)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
+
+
+def _settings(path: Path) -> PlugLMConfig:
+    raw = read_json(path)
+    try:
+        return config_from_published(raw)
+    except ValueError as error:
+        raise ConversionError(f"{path}: {error}") from error
+
+
+def _write_memory(
+    directory: Path, memory: PublishedMemory, config: PlugLMConfig, tokenizer: Any
+) -> None:
+    write_store(directory / MEMORY, memory, config, tokenizer)
+    if memory.keys_NQ is not None:
+        values = memory.values_NH
+        StoredVectors.write(
+            directory / VECTORS,
+            np.arange(memory.rows),
+            memory.keys_NQ,
+            None if values is None else values[:, None, :],
+            tokens_NS=memory.documents_NS,
+        )
+
+
+def _report(
+    checkpoint: Path,
+    out: Path,
+    config: PlugLMConfig,
+    taken: TakenState,
+    memory: PublishedMemory | None,
+    *,
+    has_tokenizer: bool,
+) -> ConversionReport:
+    notes = []
+    if taken.disagreeing:
+        notes.append(
+            f"{len(taken.disagreeing)} names of shared tensors hold other numbers than the name "
+            "that is loaded last, which was taken"
+        )
+    if taken.made:
+        notes.append(
+            "the configuration fixes keys or values, so the checkpoint has no projection for "
+            "them; it is zeros, and nothing reads it"
+        )
+    fixed = [n for n, on in (("keys", config.fixed_keys), ("values", config.fixed_values)) if on]
+    stored: tuple[Any, ...] = (None, None)
+    if memory is not None:
+        stored = (memory.keys_NQ, memory.values_NH)
+    if any(on and s is None for on, s in zip((config.fixed_keys, config.fixed_values), stored,
+                                            strict=True)):  # fmt: skip
+        notes.append(
+            f"the model reads fixed {' and '.join(fixed)}, so it needs a memory of stored ones"
+        )
+    if not has_tokenizer:
+        notes.append("no tokenizer was given; the model and its memory do not know theirs")
+    facts: dict[str, Any] = {}
+    if memory is not None:
+        facts = {"entries": memory.rows, "entry_tokens": int(memory.documents_NS.shape[1])}
+        for name, array in (("keys", memory.keys_NQ), ("values", memory.values_NH)):
+            facts[name] = None if array is None else f"{array.dtype} {list(array.shape)}"
+    return ConversionReport(
+        source=str(checkpoint),
+        out=str(out),
+        taken=taken.taken,
+        left=tuple(taken.left),
+        made=taken.made,
+        disagreeing=taken.disagreeing,
+        memory=facts,
+        notes=tuple(notes),
+    )
