@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from cluster.cli import corpus, evaluate, memory, pretrain, quickstart, report
+from cluster.cli import convert, corpus, evaluate, finetune, memory, pretrain, quickstart, report
 from cluster.cli.command import PROGRAM, Command, UsageError
 
 COMMANDS: tuple[Command, ...] = (
@@ -16,7 +16,11 @@ COMMANDS: tuple[Command, ...] = (
     memory.INFO,
     memory.SEARCH,
     evaluate.EVALUATE,
+    finetune.FINETUNE,
     report.REPORT,
+    convert.BERT,
+    convert.PUBLISHED,
+    convert.TO_PUBLISHED,
 )
 
 

@@ -1,0 +1,147 @@
+"""`transformers.Trainer` as fine-tuning uses it: its arguments, its sampler, its callbacks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Sampler
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from trainer.errors import TrainingError
+from trainer.finetune.encoded import EncodedRows, PaddedBatches
+from trainer.finetune.heads import Head
+from trainer.finetune.settings import FinetuneSettings
+
+Say = Callable[[str], None]
+
+
+def training_arguments(
+    settings: FinetuneSettings, head: Head, *, work: Path, seed: int, device: str
+) -> TrainingArguments:
+    """What the Trainer is told: one evaluation and one checkpoint per epoch, the best is kept."""
+    train = settings.train
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        run_name=f"{Path(settings.run.dir).name}-seed{seed}",
+        num_train_epochs=train.epochs,
+        per_device_train_batch_size=train.batch_size,
+        per_device_eval_batch_size=train.eval_batch_size,
+        gradient_accumulation_steps=train.accumulation_steps,
+        learning_rate=train.lr,
+        lr_scheduler_type="linear",
+        warmup_steps=train.warmup_ratio,  # below 1 it is a share
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.grad_clip,
+        seed=seed,
+        data_seed=seed,
+        bf16=train.precision == "bf16",
+        fp16=train.precision == "fp16",
+        use_cpu=device == "cpu",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        save_only_model=True,
+        load_best_model_at_end=True,
+        metric_for_best_model=settings.task.deciding_metric,
+        greater_is_better=True,
+        logging_strategy="epoch",
+        # The filter would replace a NaN loss by the mean of the others.
+        logging_nan_inf_filter=False,
+        report_to=[] if settings.run.wandb == "disabled" else ["wandb"],
+        disable_tqdm=not settings.run.progress,
+        remove_unused_columns=False,
+        label_names=list(head.target_names),
+        dataloader_pin_memory=device == "cuda",
+    )
+    if arguments.n_gpu > 1:
+        # More GPUs are torchrun's: DataParallel would copy the model, and lose its memory.
+        arguments._n_gpu = 1
+    return arguments
+
+
+class TaskTrainer(Trainer):
+    """A Trainer whose batches hold sequences of like length, in training only.
+
+    The Trainer's own setting would reorder evaluations as well, and so the predictions.
+    """
+
+    def __init__(self, *given: Any, group_by_length: bool, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._group_by_length = group_by_length
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not self._group_by_length or not isinstance(dataset, EncodedRows):
+            sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
+            return sampler
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        grouped: Sampler[int] = LengthGroupedSampler(size, lengths=dataset.lengths)
+        return grouped
+
+
+class Watch(TrainerCallback):
+    """Says how each epoch ended, and ends a run whose loss is no number any more."""
+
+    def __init__(self, seed: int, metric: str, say: Say) -> None:
+        self._seed, self._metric, self._say = seed, metric, say
+
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """After each epoch's training, and after its evaluation."""
+        logs = given["logs"]
+        for name in ("loss", "eval_loss"):
+            if name in logs and not math.isfinite(logs[name]):
+                raise TrainingError(
+                    f"seed {self._seed}: {name} is {logs[name]} at step {state.global_step}: "
+                    "training diverged; lower train.lr, or raise train.warmup_ratio. Finished "
+                    "seeds are kept"
+                )
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """After dev was measured."""
+        metrics = given["metrics"]
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        loss = f", training loss {losses[-1]:.4f}" if losses else ""
+        self._say(
+            f"seed {self._seed}, epoch {metrics['epoch']:g} of {args.num_train_epochs:g}: dev "
+            f"{self._metric} {metrics[f'eval_{self._metric}']:.4f}{loss}"
+        )
+
+
+def make_trainer(
+    settings: FinetuneSettings,
+    head: Head,
+    model: Any,
+    encoded: dict[str, EncodedRows],
+    *,
+    arguments: TrainingArguments,
+    tokenizer: Any,
+    seed: int,
+    say: Say,
+) -> TaskTrainer:
+    """A Trainer that measures dev after each epoch and keeps the best weights."""
+
+    def dev_scores(output: Any) -> dict[str, float]:
+        return head.scores(head.predictions("dev", encoded["dev"], output.predictions))
+
+    callbacks: list[TrainerCallback] = [Watch(seed, settings.task.deciding_metric, say)]
+    if settings.train.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(settings.train.early_stopping_patience))
+    trainer = TaskTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["dev"],
+        data_collator=PaddedBatches(pad_token_id=tokenizer.pad_token_id),
+        compute_metrics=dev_scores,
+        callbacks=callbacks,
+        group_by_length=settings.train.group_by_length,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if not settings.run.progress:
+        trainer.remove_callback(ProgressCallback)
+    return trainer
