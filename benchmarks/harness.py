@@ -107,6 +107,18 @@ def in_fresh_process(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
         return pool.submit(call, *args, **kwargs).result()
 
 
+def peak_resident_bytes() -> int:
+    """The most memory that this process ever held resident.
+
+    Raises:
+        OSError: the system does not tell (only Linux does, in /proc).
+    """
+    # Not getrusage: what it tells is handed down from the process that started this one.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
 def machine() -> dict[str, Any]:
     """What the figures depend on beside the program: hardware, versions, load, date."""
     versions = {}

@@ -110,6 +110,8 @@ def load_trained_model(path: Path, *, device: str = "cpu") -> TrainedModel:
         )
     nn.Module.to(model, torch.device(device))
     nn.Module.eval(model)
+    # Whoever evaluates hands over a lookup, or leaves the memory out on purpose.
+    model.attach(None)
     return TrainedModel(
         path=path,
         model=model,

@@ -18,6 +18,7 @@ from model.heads import (
 )
 from model.masked_lm import PlugLMForMaskedLM
 from model.modeling import PlugLMModel, PlugLMPreTrainedModel
+from model.reading import QueryNotFinite
 from model.retrieval import LayerRetrieval, Lookup, RetrievedEntries
 
 AutoConfig.register(PlugLMConfig.model_type, PlugLMConfig)
@@ -39,6 +40,7 @@ __all__ = [
     "PlugLMForTokenClassification",
     "PlugLMModel",
     "PlugLMPreTrainedModel",
+    "QueryNotFinite",
     "RetrievedEntries",
     "is_key_weight",
 ]

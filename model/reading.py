@@ -13,6 +13,10 @@ from model.entry_encoder import EncodedEntries
 from model.inputs import describe, out_of_range
 from model.retrieval import Lookup, ReadEntries, RetrievedEntries
 
+class QueryNotFinite(ValueError):
+    """A query holds NaN or infinity: the model's weights or activations do."""
+
+
 EncodeEntries = Callable[[Tensor], EncodedEntries]
 """int64 tokens [n,S] to entries encoded with the current weights, with gradient."""
 
@@ -36,12 +40,12 @@ def read_memory(
         layer: index of the asking layer, for messages.
 
     Raises:
-        ValueError: the query is not finite; the answer has wrong shapes, dtypes, or tokens that
+        QueryNotFinite: a query holds NaN or infinity. ValueError: the answer has wrong shapes, dtypes, or tokens that
             this model does not have.
     """
     asked_BQ = query_BQ.detach().float()
     if not torch.compiler.is_compiling() and not bool(torch.isfinite(asked_BQ).all()):
-        raise ValueError(
+        raise QueryNotFinite(
             f"the query of memory layer {layer} holds NaN or infinity, so nothing can be searched; "
             "the weights or the activations below it are not finite (a diverged training, or a "
             "damaged checkpoint)"

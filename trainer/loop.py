@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from memory_server.api import Memory, Retrieved
-from model import PlugLMConfig
+from model import PlugLMConfig, QueryNotFinite
 from trainer import checkpoint as checkpoints
 from trainer.build import build_model
 from trainer.checkpoint import CheckpointState
@@ -221,18 +221,24 @@ class _Run:
         for batch in batches:
             excluded_B = self._excluded(batch)
             warming = self.step < optim.retrieval_warmup_steps and batch.positive_tokens is not None
-            output = self.engine.forward_backward(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                labels=batch.labels,
-                lookup=self._search(batch, excluded_B),
-                positive_tokens=batch.positive_tokens if warming else None,
-                positive_ids=batch.positive_ids,
-                doc_ids=batch.doc_ids,
-                retrieval_loss_weight=optim.retrieval_loss_weight,
-                retrieval_temperature=optim.retrieval_temperature,
-                loss_denominator=denominator,
-            )
+            try:
+                output = self.engine.forward_backward(
+                    input_ids=batch.input_ids,
+                    attention_mask=batch.attention_mask,
+                    labels=batch.labels,
+                    lookup=self._search(batch, excluded_B),
+                    positive_tokens=batch.positive_tokens if warming else None,
+                    positive_ids=batch.positive_ids,
+                    doc_ids=batch.doc_ids,
+                    retrieval_loss_weight=optim.retrieval_loss_weight,
+                    retrieval_temperature=optim.retrieval_temperature,
+                    loss_denominator=denominator,
+                )
+            except QueryNotFinite as error:
+                raise TrainingError(
+                    f"the query of step {self.step + 1} is not finite: training has diverged; "
+                    "lower optim.lr or optim.memory_lr_scale and resume from the last checkpoint"
+                ) from error
             self.engine.step()
             self._note(batch, output, denominator, excluded_B)
             losses.append(output.loss.detach())
@@ -263,11 +269,6 @@ class _Run:
         exclude = batch.doc_ids.masked_fill(~excluded_B, -1) if bool(excluded_B.any()) else None
 
         def lookup(queries_BQ: Tensor) -> Retrieved:
-            if not bool(torch.isfinite(queries_BQ).all()):
-                raise TrainingError(
-                    f"the query of step {self.step + 1} is not finite: training has diverged; "
-                    "lower optim.lr or optim.memory_lr_scale and resume from the last checkpoint"
-                )
             with self.timer.part("retrieval"):
                 found = self.job.memory.search(
                     queries_BQ, memory.top_k, exclude_doc_ids=exclude, epoch=self.follower.epoch
