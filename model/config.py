@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -131,6 +132,14 @@ class PlugLMConfig(PreTrainedConfig):
             given = getattr(self, name)
             if given is not None and not 0 <= given < 1:
                 raise ValueError(f"{name} is {given}; allowed: 0 up to, but not, 1")
+        if not self.layer_norm_eps > 0:
+            raise ValueError(f"layer_norm_eps is {self.layer_norm_eps}; it must be more than 0")
+        if not self.initializer_range >= 0:
+            raise ValueError(f"initializer_range is {self.initializer_range}; allowed: 0 or more")
+        if not math.isfinite(self.memory_beta_init):
+            raise ValueError(
+                f"memory_beta_init is {self.memory_beta_init}; it must be a finite number"
+            )
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(
                 f"pad_token_id is {self.pad_token_id}; allowed: 0 to {self.vocab_size - 1}, the "

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from model.config import PlugLMConfig
 from model.full_precision import widened
-from model.inputs import check_labels, describe
+from model.inputs import check_labels, check_layout, check_numbers, checked_mask
 from model.modeling import PlugLMModel, PlugLMPreTrainedModel
 from model.outputs import QuestionAnsweringOutput, TaskOutput
 from model.retrieval import Lookup
@@ -74,6 +74,8 @@ class PlugLMForSequenceClassification(PlugLMPreTrainedModel):
         Raises:
             TypeError, ValueError: as in `PlugLMModel`; labels that do not fit the problem type.
         """
+        check_layout(input_ids, self.config)
+        kind = None if labels is None else self._checked_kind(labels, len(input_ids))
         first_BT = torch.zeros_like(input_ids, dtype=torch.bool)
         first_BT[..., 0] = True
         encoded = self.pluglm(
@@ -85,26 +87,20 @@ class PlugLMForSequenceClassification(PlugLMPreTrainedModel):
             output_attention=output_attention,
         )
         logits_BC = self.head(encoded.last_hidden_state)
-        loss = None if labels is None else self._loss(logits_BC, labels)
+        loss = None
+        if labels is not None:
+            loss = _sequence_loss(widened(logits_BC), labels, kind)
         return TaskOutput(loss=loss, logits=logits_BC, retrievals=encoded.retrievals)
 
-    def _loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
-        kind = self.config.problem_type or _problem_type(_classes(self.config), labels)
-        wide_BC = widened(logits_BC)
+    def _checked_kind(self, labels: Tensor, batch: int) -> str:
+        """The problem type that these labels, which it has, are for."""
+        classes = _classes(self.config)
+        kind = str(self.config.problem_type or _problem_type(classes, labels))
         if kind == "single_label_classification":
-            check_labels("labels", labels, logits_BC.shape[:1], logits_BC.shape[1], IGNORED_LABEL)
-            return F.cross_entropy(wide_BC, labels.long())
-        targets_BC = labels.unsqueeze(-1) if labels.ndim == 1 else labels
-        if targets_BC.shape != logits_BC.shape:
-            raise ValueError(
-                f"labels is {describe(labels)}; allowed for {kind}: floating point "
-                f"{list(logits_BC.shape)}"
-            )
-        if not bool(torch.isfinite(targets_BC).all()):
-            raise ValueError(f"labels hold NaN or infinity; allowed for {kind}: finite numbers")
-        if kind == "regression":
-            return F.mse_loss(wide_BC, targets_BC.to(wide_BC.dtype))
-        return F.binary_cross_entropy_with_logits(wide_BC, targets_BC.to(wide_BC.dtype))
+            check_labels("labels", labels, torch.Size([batch]), classes, IGNORED_LABEL)
+        else:
+            check_numbers("labels", labels, torch.Size([batch, classes]), kind)
+        return kind
 
 
 class PlugLMForTokenClassification(PlugLMPreTrainedModel):
@@ -137,6 +133,7 @@ class PlugLMForTokenClassification(PlugLMPreTrainedModel):
             TypeError, ValueError: as in `PlugLMModel`; labels of another shape or no class.
         """
         if labels is not None:
+            check_layout(input_ids, self.config)
             classes = _classes(self.config)
             check_labels("labels", labels, input_ids.shape, classes, IGNORED_LABEL)
         encoded = self.pluglm(
@@ -149,14 +146,7 @@ class PlugLMForTokenClassification(PlugLMPreTrainedModel):
         logits_BTC = self.head(encoded.last_hidden_state)
         loss = None
         if labels is not None:
-            kept = (labels != IGNORED_LABEL).sum().clamp(min=1)
-            total = F.cross_entropy(
-                widened(logits_BTC).flatten(0, 1),
-                labels.flatten().long(),
-                ignore_index=IGNORED_LABEL,
-                reduction="sum",
-            )
-            loss = total / kept
+            loss = _cross_entropy(widened(logits_BTC).flatten(0, 1), labels.flatten())
         return TaskOutput(loss=loss, logits=logits_BTC, retrievals=encoded.retrievals)
 
 
@@ -194,6 +184,10 @@ class PlugLMForQuestionAnswering(PlugLMPreTrainedModel):
         """
         if (start_positions is None) != (end_positions is None):
             raise ValueError("start_positions and end_positions belong together; give both or none")
+        if start_positions is not None and end_positions is not None:
+            mask_BT = checked_mask(input_ids, attention_mask, token_type_ids, self.config)
+            for name, position_B in (("start", start_positions), ("end", end_positions)):
+                _check_positions(f"{name}_positions", position_B, mask_BT)
         encoded = self.pluglm(
             input_ids,
             attention_mask,
@@ -210,21 +204,46 @@ class PlugLMForQuestionAnswering(PlugLMPreTrainedModel):
             end_BT = end_BT.masked_fill(padding_BT, lowest)
         loss = None
         if start_positions is not None and end_positions is not None:
-            losses = []
-            for name, logits_BT, position_B in (
-                ("start_positions", start_BT, start_positions),
-                ("end_positions", end_BT, end_positions),
-            ):
-                batch, length = logits_BT.shape
-                check_labels(name, position_B, torch.Size([batch]), length, IGNORED_LABEL)
-                losses.append(
-                    F.cross_entropy(
-                        widened(logits_BT), position_B.long(), ignore_index=IGNORED_LABEL
-                    )
-                )
+            losses = [
+                _cross_entropy(widened(logits_BT), position_B)
+                for logits_BT, position_B in ((start_BT, start_positions), (end_BT, end_positions))
+            ]
             loss = (losses[0] + losses[1]) / 2
         return QuestionAnsweringOutput(
             loss=loss, start_logits=start_BT, end_logits=end_BT, retrievals=encoded.retrievals
+        )
+
+
+def _sequence_loss(logits_BC: Tensor, labels: Tensor, kind: str | None) -> Tensor:
+    """The mean loss of checked labels for a problem type."""
+    if kind == "single_label_classification":
+        return _cross_entropy(logits_BC, labels)
+    targets_BC = labels.view_as(logits_BC).to(logits_BC.dtype)
+    if kind == "regression":
+        return F.mse_loss(logits_BC, targets_BC)
+    return F.binary_cross_entropy_with_logits(logits_BC, targets_BC)
+
+
+def _cross_entropy(logits_nC: Tensor, labels_n: Tensor) -> Tensor:
+    """The mean over the labels that are not ignored; 0, not NaN, if all are."""
+    total = F.cross_entropy(logits_nC, labels_n.long(), ignore_index=IGNORED_LABEL, reduction="sum")
+    return total / (labels_n != IGNORED_LABEL).sum().clamp(min=1)
+
+
+def _check_positions(name: str, position_B: Tensor, mask_BT: Tensor) -> None:
+    """Check where a span starts or ends: at a token of its own sequence."""
+    batch, length = mask_BT.shape
+    check_labels(name, position_B, torch.Size([batch]), length, IGNORED_LABEL)
+    if torch.compiler.is_compiling():
+        return
+    told_B1 = (position_B != IGNORED_LABEL).unsqueeze(1)
+    place_B1 = position_B.long().unsqueeze(1).clamp(min=0)
+    outside_B1 = told_B1 & ~mask_BT.gather(1, place_B1)
+    if bool(outside_B1.any()):
+        row = int(outside_B1.squeeze(1).nonzero()[0])
+        raise ValueError(
+            f"{name} holds {int(position_B[row])} for sequence {row}, where attention_mask has "
+            "padding; an answer stands in the sequence's own tokens (0 where there is none)"
         )
 
 

@@ -19,18 +19,7 @@ def checked_mask(
         TypeError: not tensors of integers. ValueError: shapes, ids, types or mask are out of range;
             names the argument, what was given and what is allowed.
     """
-    _check_integers("input_ids", input_ids)
-    if input_ids.ndim != 2:
-        raise ValueError(
-            f"input_ids is {describe(input_ids)}; allowed: [sequences, tokens]; a single sequence "
-            "needs a first dimension of 1"
-        )
-    longest = config.max_position_embeddings
-    if input_ids.shape[1] > longest:
-        raise ValueError(
-            f"input_ids has {input_ids.shape[1]} tokens in a row, but the model has {longest} "
-            f"positions (max_position_embeddings); cut the sequences to {longest} tokens"
-        )
+    check_layout(input_ids, config)
     _check_range("input_ids", input_ids, config.vocab_size, "vocab_size", "another tokenizer's ids")
     if token_type_ids is not None:
         _check_integers("token_type_ids", token_type_ids)
@@ -50,12 +39,62 @@ def checked_mask(
     mask_BT = attention_mask.to(torch.bool)
     if torch.compiler.is_compiling() or attention_mask.dtype == torch.bool:
         return mask_BT
-    if not bool((mask_BT.to(attention_mask.dtype) == attention_mask).all()):
+    wrong = attention_mask[mask_BT.to(attention_mask.dtype) != attention_mask]
+    if len(wrong):
         raise ValueError(
-            "attention_mask holds values other than 0 and 1; allowed: 1 for tokens, 0 for padding "
-            "(not the additive mask of 0 and -10000)"
+            f"attention_mask holds {wrong[0].item()}; allowed are 0 and 1: 1 for tokens, 0 for "
+            "padding (not the additive mask of 0 and -10000)"
         )
     return mask_BT
+
+
+def check_layout(input_ids: Any, config: PlugLMConfig) -> None:
+    """Check dtype and shape of token ids, without waiting for the device.
+
+    Raises:
+        TypeError: no tensor of integers. ValueError: not [B,T], without tokens, or too long.
+    """
+    _check_integers("input_ids", input_ids)
+    if input_ids.ndim != 2:
+        raise ValueError(
+            f"input_ids is {describe(input_ids)}; allowed: [sequences, tokens]; a single sequence "
+            "needs a first dimension of 1"
+        )
+    length, longest = input_ids.shape[1], config.max_position_embeddings
+    if length > longest:
+        raise ValueError(
+            f"input_ids has {length} tokens in a row, but the model has {longest} positions "
+            f"(max_position_embeddings); cut the sequences to {longest} tokens"
+        )
+    if not length:
+        raise ValueError(
+            f"input_ids is {describe(input_ids)}, without any token; a sequence has at least one"
+        )
+
+
+def check_numbers(name: str, labels: Any, shape: torch.Size, kind: str) -> None:
+    """Check the targets of a regression, or the 0 and 1 of several labels at once.
+
+    Args:
+        name: of the argument; kind: the problem type.
+        shape: [B,C] of the logits; [B] is as good where C is 1.
+
+    Raises:
+        TypeError, ValueError: names the argument, what was given and what is allowed.
+    """
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} is {describe(labels)}; allowed for {kind}: a tensor of numbers")
+    if labels.shape != shape and (shape[1] != 1 or labels.shape != shape[:1]):
+        raise ValueError(
+            f"{name} is {describe(labels)}; allowed for {kind}: floating point {list(shape)}"
+        )
+    if torch.compiler.is_compiling() or not labels.numel():
+        return
+    if not bool(torch.isfinite(labels).all()):
+        raise ValueError(f"{name} hold NaN or infinity; allowed for {kind}: finite numbers")
+    wrong = labels[(labels < 0) | (labels > 1)]
+    if kind == "multi_label_classification" and len(wrong):
+        raise ValueError(f"{name} holds {wrong[0].item()}; allowed for {kind}: 0 to 1")
 
 
 def check_labels(name: str, labels: Any, shape: torch.Size, classes: int, ignored: int) -> None:

@@ -10,7 +10,7 @@ from transformers.initialization import zeros_
 from model.attention import CopyLinear
 from model.config import PlugLMConfig
 from model.full_precision import widened
-from model.inputs import check_labels
+from model.inputs import check_labels, check_layout
 from model.losses import retrieval_loss
 from model.modeling import PlugLMModel, PlugLMPreTrainedModel
 from model.outputs import MaskedLMOutput
@@ -97,6 +97,7 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
             self._check_positives(positive_ids, doc_ids, lookup)
         wanted_BT = None
         if labels is not None:
+            check_layout(input_ids, self.config)
             ignored = self.config.ignored_label
             check_labels("labels", labels, input_ids.shape, self.config.vocab_size, ignored)
             wanted_BT = labels != ignored

@@ -72,7 +72,14 @@ def _check_fit(info: Any, k: int, config: PlugLMConfig) -> None:
     entries = getattr(info, "entries", None)
     if entries is not None and k > entries:
         raise ValueError(
-            f"k is {k}, but the memory holds {entries} entries; allowed: 1 to {entries}"
+            f"k is {k}, but the memory holds {entries} entries; allowed: 1 to {entries} (k of "
+            "attach, or the model's top_k)"
+        )
+    pad, our_pad = getattr(info, "pad_token_id", None), config.pad_token_id or 0
+    if pad is not None and pad != our_pad:
+        raise ValueError(
+            f"the memory pads its entries with token {pad}, the model with {our_pad} "
+            "(pad_token_id); build the memory again with the model's tokenizer"
         )
     theirs, ours = getattr(info, "tokenizer_fingerprint", ""), config.tokenizer_fingerprint
     if theirs and ours and theirs != ours:

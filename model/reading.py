@@ -13,6 +13,7 @@ from model.entry_encoder import EncodedEntries
 from model.inputs import describe, out_of_range
 from model.retrieval import Lookup, ReadEntries, RetrievedEntries
 
+
 class QueryNotFinite(ValueError):
     """A query holds NaN or infinity: the model's weights or activations do."""
 
@@ -40,8 +41,8 @@ def read_memory(
         layer: index of the asking layer, for messages.
 
     Raises:
-        QueryNotFinite: a query holds NaN or infinity. ValueError: the answer has wrong shapes, dtypes, or tokens that
-            this model does not have.
+        QueryNotFinite: a query holds NaN or infinity. ValueError: the answer has wrong shapes,
+            dtypes, or tokens that this model does not have.
     """
     asked_BQ = query_BQ.detach().float()
     if not torch.compiler.is_compiling() and not bool(torch.isfinite(asked_BQ).all()):
@@ -129,6 +130,11 @@ def _check_answer(retrieved: Any, batch: int, config: PlugLMConfig) -> None:
         raise ValueError(
             f"the memory's entries hold the token {bad}; allowed: 0 to {config.vocab_size - 1} "
             f"(vocab_size {config.vocab_size}); is it a memory of another tokenizer?"
+        )
+    bad = out_of_range(retrieved.ids, -1, torch.iinfo(torch.int64).max)
+    if bad is not None:
+        raise ValueError(
+            f"the memory answered with ids that hold {bad}; allowed: 0 or more, -1 for none"
         )
     values = (1 if config.value_pooling != "tokens" else length, config.hidden_size)
     if config.fixed_keys:
