@@ -94,8 +94,8 @@ VARIANTS: dict[str, dict[str, Any]] = (
         "padding-computed-tokens": {"unpad_inputs": False, "value_pooling": "tokens"},
         "padding-computed-two-layers": {"unpad_inputs": False, "num_memory_layers": 2},
     }
-    | {f"{head}-padding-computed": HEADS[head] | {"unpad_inputs": False} for head in HEADS}
-    | {f"{head}-legacy": HEADS[head] | LEGACY for head in HEADS}
+    | {"spans-padding-computed": HEADS["spans"] | {"unpad_inputs": False}}
+    | {"spans-legacy": HEADS["spans"] | LEGACY}
     | {f"{head}-plain": HEADS[head] | {"num_memory_layers": 0} for head in HEADS}
 )
 
