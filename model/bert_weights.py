@@ -134,10 +134,9 @@ def take_bert(model: PlugLMForMaskedLM, source: Mapping[str, Tensor]) -> WeightR
     """
     standard = {_standard(name): name for name in source}
     wanted = {ours: bert_name(ours, model.config) for ours in model.state_dict()}
-    if "cls.predictions.bias" not in standard:
-        alias = standard.get("cls.predictions.decoder.bias")
-        if alias is not None:
-            standard["cls.predictions.bias"] = alias
+    # One bias of two names, of which this is the one that is computed with where they differ.
+    if (bias := standard.get("cls.predictions.decoder.bias")) is not None:
+        standard["cls.predictions.bias"] = bias
     has_head = any(name.startswith("cls.predictions.transform.") for name in standard)
     places = {}
     for ours, theirs in wanted.items():
@@ -230,24 +229,17 @@ def _check_at_most(name: str, wanted: int, given: int, called: Mapping[str, str]
 
 
 def summarised(names: Iterable[str]) -> list[str]:
-    """Names of tensors with the numbers of layers and weight/bias put together, for a person."""
-    groups: dict[str, list[int]] = {}
+    """Names for a person: a module's tensors as one, and its numbers of layers as a range."""
+    groups: dict[str, set[int]] = {}
     for name in names:
-        number = re.search(r"\.(\d+)\.", name)
-        pattern = re.sub(r"\.\d+\.", ".#.", name, count=1).rsplit(".", 1)[0] if number else name
-        groups.setdefault(pattern if number else name.rsplit(".", 1)[0], [])
-        if number and int(number[1]) not in groups[pattern]:
-            groups[pattern].append(int(number[1]))
-    return [
-        pattern.replace("#", _ranges(numbers)) if numbers else pattern
-        for pattern, numbers in groups.items()
-    ]
+        module = re.sub(r"\.(weight|bias|running_\w+|num_batches_tracked)$", "", name)
+        number = re.search(r"\.(\d+)\.", module)
+        pattern = module if number is None else module.replace(number[0], ".#.", 1)
+        groups.setdefault(pattern, set()).update([] if number is None else [int(number[1])])
+    return [p.replace("#", _ranges(sorted(numbers))) for p, numbers in groups.items()]
 
 
 def _ranges(numbers: list[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    if len(numbers) == 1:
-        return str(low)
-    if high - low + 1 == len(numbers):
-        return f"{low}-{high}"
-    return ",".join(str(n) for n in sorted(numbers))
+    if len(numbers) > 1 and numbers[-1] - numbers[0] + 1 == len(numbers):
+        return f"{numbers[0]}-{numbers[-1]}"
+    return ",".join(str(number) for number in numbers)

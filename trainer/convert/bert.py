@@ -13,6 +13,7 @@ from model.bert_weights import check_computable, decoder_differs, take_bert
 from trainer.convert.bert_source import fetch_source, open_source
 from trainer.convert.errors import ConversionError
 from trainer.convert.files import refuse_full, written_beside
+from trainer.convert.model_files import write_model
 from trainer.convert.report import ConversionReport
 from trainer.convert.tokenizer import open_tokenizer
 from trainer.corpus.tokenizer import tokenizer_fingerprint
@@ -100,9 +101,7 @@ def convert_bert(
         notes=tuple(notes),
     )
     with written_beside(out) as directory:
-        model.save_pretrained(directory)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(directory)
+        write_model(directory, config, model.state_dict(), tokenizer)
         report.write(directory)
     return report
 

@@ -87,7 +87,9 @@ def _encoded(encoder: PlugLMModel, tokens_nS: np.ndarray) -> tuple[np.ndarray, n
     with torch.inference_mode():
         entries = encoder.encode_entries(torch.from_numpy(tokens_nS.astype(np.int64)).to(device))
     keys_nQ = entries.keys_nQ.float().cpu().numpy()
-    return keys_nQ, entries.values_nJH.float().cpu().numpy().astype(np.float16)
+    with np.errstate(over="ignore"):  # infinity is refused when all is written
+        values_nJH = entries.values_nJH.float().cpu().numpy().astype(np.float16)
+    return keys_nQ, values_nJH
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:

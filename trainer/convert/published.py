@@ -9,13 +9,11 @@ OUT/conversion.json  what became of everything
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from memory_server.stored_vectors import StoredVectors
 from model import PlugLMConfig, PlugLMForMaskedLM
@@ -30,12 +28,12 @@ from trainer.convert.files import (
     save_tensors,
     written_beside,
 )
+from trainer.convert.model_files import write_model
 from trainer.convert.report import ConversionReport
 from trainer.convert.tokenizer import open_tokenizer
 from trainer.corpus.tokenizer import tokenizer_fingerprint
 
 MODEL, MEMORY, VECTORS, LEFT = "model", "memory", "vectors", "left.safetensors"
-WEIGHTS = "model.safetensors"
 
 
 def convert_published(
@@ -91,19 +89,6 @@ def convert_published(
             _write_memory(directory, memory, settings, opened)
         report.write(directory)
     return report
-
-
-def write_model(
-    directory: Path, config: PlugLMConfig, state: Mapping[str, Tensor], tokenizer: Any
-) -> None:
-    """Write a masked-LM model directory in transformers' format from its tensors."""
-    config.architectures = [PlugLMForMaskedLM.__name__]
-    floating = next(t.dtype for t in state.values() if t.dtype.is_floating_point)
-    config.dtype = floating
-    config.save_pretrained(directory)
-    save_tensors(directory / WEIGHTS, state)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
 
 
 def _settings(path: Path) -> PlugLMConfig:

@@ -24,7 +24,8 @@ from model.published import to_published
 from model.published_config import config_to_published
 from trainer.convert.errors import ConversionError
 from trainer.convert.files import load_tensors, read_json, refuse_full, written_beside
-from trainer.convert.published import LEFT, MEMORY, MODEL, VECTORS, WEIGHTS
+from trainer.convert.model_files import WEIGHTS
+from trainer.convert.published import LEFT, MEMORY, MODEL, VECTORS
 from trainer.convert.report import ConversionReport
 from trainer.export import write_json
 
