@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +68,38 @@ def training_arguments(
 class TaskTrainer(Trainer):
     """A Trainer whose batches hold sequences of like length, in training only.
 
-    The Trainer's own setting would reorder evaluations as well, and so the predictions.
+    The Trainer's own settings for this, and for leaving out an incomplete batch, would reorder and
+    shorten evaluations as well.
     """
 
-    def __init__(self, *given: Any, group_by_length: bool, **named: Any) -> None:
+    def __init__(self, *given: Any, group_by_length: bool, leave_out: int, **named: Any) -> None:
         super().__init__(*given, **named)
         self._group_by_length = group_by_length
+        self._leave_out = leave_out
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not self._group_by_length or not isinstance(dataset, EncodedRows):
-            sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
-            return sampler
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        grouped: Sampler[int] = LengthGroupedSampler(size, lengths=dataset.lengths)
-        return grouped
+        sampler: Any
+        if self._group_by_length and isinstance(dataset, EncodedRows):
+            size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            sampler = LengthGroupedSampler(size, lengths=dataset.lengths)
+        else:
+            sampler = super()._get_train_sampler(train_dataset)
+        return AllButLast(sampler, self._leave_out) if self._leave_out else sampler
+
+
+class AllButLast(Sampler[int]):
+    """Another sampler's order without its last few rows."""
+
+    def __init__(self, order: Sampler[int], leave_out: int) -> None:
+        self._order = order
+        self._kept = len(order) - leave_out  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return self._kept
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(iter(self._order), self._kept)
 
 
 class Watch(TrainerCallback):
@@ -121,9 +139,14 @@ def make_trainer(
     arguments: TrainingArguments,
     tokenizer: Any,
     seed: int,
+    leave_out: int,
     say: Say,
 ) -> TaskTrainer:
-    """A Trainer that measures dev after each epoch and keeps the best weights."""
+    """A Trainer that measures dev after each epoch and keeps the best weights.
+
+    Args:
+        leave_out: training rows at the end of each epoch's order that are not learned from.
+    """
 
     def dev_scores(output: Any) -> dict[str, float]:
         return head.scores(head.predictions("dev", encoded["dev"], output.predictions))
@@ -140,6 +163,7 @@ def make_trainer(
         compute_metrics=dev_scores,
         callbacks=callbacks,
         group_by_length=settings.train.group_by_length,
+        leave_out=leave_out,
     )
     trainer.remove_callback(PrinterCallback)
     if not settings.run.progress:

@@ -23,7 +23,11 @@ def class_scores(predicted: Sequence[int], gold: Sequence[int], classes: int) ->
         "f1_macro": measure.multiclass_f1_score(predicted_N, gold_N, classes, average="macro"),
         "matthews": measure.multiclass_matthews_corrcoef(predicted_N, gold_N, classes),
     }
-    return {name: float(value) for name, value in found.items()}
+    scores = {name: float(value) for name, value in found.items()}
+    if len(set(predicted)) == 1 or len(set(gold)) == 1:
+        # For two classes torchmetrics gives a limit instead, which is far from 0.
+        scores["matthews"] = 0.0
+    return scores
 
 
 def correlations(predicted: Sequence[float], gold: Sequence[float]) -> dict[str, float]:

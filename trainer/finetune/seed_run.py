@@ -58,7 +58,6 @@ def run_seed(job: Job, seed: int) -> None:
     model = build_model(job.start, job.head, seed=seed)
     _plug(job, model, job.memory)
     arguments = training_arguments(settings, job.head, work=work, seed=seed, device=job.device)
-    arguments.dataloader_drop_last = must_drop_last(job, arguments.world_size)
     if arguments.process_index == 0:
         shutil.rmtree(work, ignore_errors=True)
     trainer = make_trainer(
@@ -69,6 +68,7 @@ def run_seed(job: Job, seed: int) -> None:
         arguments=arguments,
         tokenizer=job.start.tokenizer,
         seed=seed,
+        leave_out=int(one_is_left_over(job)),
         say=job.say if arguments.process_index == 0 else _silent,
     )
     every = settings.memory.refresh_every_steps
@@ -91,15 +91,15 @@ def run_seed(job: Job, seed: int) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def must_drop_last(job: Job, processes: int) -> bool:
-    """Whether the last batch of an epoch is left out: it could hold a single sequence.
+def one_is_left_over(job: Job) -> bool:
+    """Whether an epoch's last batch would be a single sequence where training needs two.
 
-    Normalising queries over the batch needs two; nothing else does, so nothing else drops rows.
-    Under several processes the split decides which one would be short.
+    Normalising queries over the batch does; nothing else, so nothing else leaves out rows. With
+    several processes accelerate fills short batches up.
     """
     if not job.start.needs_two_sequences or job.memory is None:
         return False
-    return processes > 1 or len(job.encoded["train"]) % job.settings.train.batch_size == 1
+    return len(job.encoded["train"]) % job.settings.train.batch_size == 1
 
 
 def _measure(
