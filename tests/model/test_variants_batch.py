@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.reference.worlds import Answer, World, assert_close, make_world
 
@@ -207,6 +207,39 @@ def few_positions_equal_many(world: World) -> None:
             grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             mine = grads.get(name, torch.zeros_like(parameter))
             assert_close(mine, grad, EXACT, f"{name}, {asked} positions", floor=largest)
+
+
+class FixedDropout(nn.Module):
+    """Drops the same share of [B,A,T,N] each time, position by position."""
+
+    def __init__(self, kept_BATN: Tensor) -> None:
+        super().__init__()
+        self.kept_BATN = kept_BATN
+
+    def forward(self, probs_BATN: Tensor) -> Tensor:
+        return probs_BATN * self.kept_BATN[:, :, : probs_BATN.shape[2]] / 0.7
+
+
+@pytest.mark.parametrize("variant", ["shared", "tokens", "single-head"])
+def test_few_asked_positions_equal_many_under_the_same_dropout(variant: str) -> None:
+    """Dropped shares do not sum to one, and what is added once per share must know it."""
+    world = make_world(**VARIANTS[variant])
+    model = world.model.train()
+    attention = model.pluglm.layers[2].knowledge_attention
+    places = 3 * (6 if model.config.value_pooling == "tokens" else 1)
+    attention.dropout = FixedDropout(torch.rand(4, attention.heads, 9, places) < 0.7)
+    place = torch.zeros(4, 9, dtype=torch.bool)
+    place[:3, :2] = True
+    found = world.memory.lookup(torch.zeros(4, 8))
+
+    def fixed(_queries_BQ: Tensor) -> Answer:
+        # The same entries in both passes, all of them full.
+        return replace(found, tokens=found.tokens.clamp(min=1))
+
+    every = model(**world.inputs, lookup=fixed).logits[place]
+    labels = torch.where(place, world.inputs["input_ids"], -100)
+    few = model(**world.inputs, labels=labels, lookup=fixed).logits
+    assert_close(few, every, EXACT, "logits")
 
 
 @variants
