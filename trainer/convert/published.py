@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from memory_server.stored_vectors import StoredVectors
 from model import PlugLMConfig, PlugLMForMaskedLM
@@ -34,6 +35,8 @@ from trainer.convert.tokenizer import open_tokenizer
 from trainer.corpus.tokenizer import tokenizer_fingerprint
 
 MODEL, MEMORY, VECTORS, LEFT = "model", "memory", "vectors", "left.safetensors"
+SAMPLE = 256  # entries whose keys are made anew, to see whether the stored ones are the model's
+UNLIKE = 0.5  # mean cosine below which the report warns
 
 
 def convert_published(
@@ -79,7 +82,10 @@ def convert_published(
     )
     if opened is not None:
         settings.tokenizer_fingerprint = tokenizer_fingerprint(opened)
-    report = _report(checkpoint, out, settings, taken, memory, has_tokenizer=opened is not None)
+    likeness = None if memory is None else _likeness(memory, settings, taken)
+    report = _report(
+        checkpoint, out, settings, taken, memory, likeness, has_tokenizer=opened is not None
+    )
     with written_beside(out) as directory:
         write_model(directory / MODEL, settings, taken.state, opened)
         kept = {n: t for n, t in taken.left.items() if not n.endswith(".position_ids")}
@@ -89,6 +95,27 @@ def convert_published(
             _write_memory(directory, memory, settings, opened)
         report.write(directory)
     return report
+
+
+def _likeness(memory: PublishedMemory, config: PlugLMConfig, taken: TakenState) -> float | None:
+    """Mean cosine of stored keys and those that the model makes, over some entries with tokens.
+
+    None where there are no keys, or the checkpoint has no key projection.
+    """
+    if memory.keys_NQ is None or taken.made:
+        return None
+    rows = np.unique(np.linspace(0, memory.rows - 1, min(memory.rows, SAMPLE)).astype(np.int64))
+    tokens = torch.from_numpy(memory.documents_NS[rows].astype(np.int64))
+    some = (tokens != (config.pad_token_id or 0)).any(1)
+    if not bool(some.any()):
+        return None
+    model = PlugLMForMaskedLM(config)
+    model.load_state_dict({n: t.float() for n, t in taken.state.items()}, strict=True)
+    nn.Module.eval(model)
+    with torch.inference_mode():
+        made = model.pluglm.entry_keys(tokens[some])
+    stored = torch.from_numpy(memory.keys_NQ[rows].astype(np.float32))[some]
+    return float(torch.nn.functional.cosine_similarity(made, stored).mean())
 
 
 def _settings(path: Path) -> PlugLMConfig:
@@ -120,6 +147,7 @@ def _report(
     config: PlugLMConfig,
     taken: TakenState,
     memory: PublishedMemory | None,
+    likeness: float | None,
     *,
     has_tokenizer: bool,
 ) -> ConversionReport:
@@ -145,11 +173,18 @@ def _report(
         )
     if not has_tokenizer:
         notes.append("no tokenizer was given; the model and its memory do not know theirs")
+    if likeness is not None and likeness < UNLIKE:
+        notes.append(
+            "the stored keys are unlike those that the model makes (mean cosine "
+            f"{likeness:.2f}): they are of another checkpoint, or of other documents"
+        )
     facts: dict[str, Any] = {}
     if memory is not None:
         facts = {"entries": memory.rows, "entry_tokens": int(memory.documents_NS.shape[1])}
         for name, array in (("keys", memory.keys_NQ), ("values", memory.values_NH)):
             facts[name] = None if array is None else f"{array.dtype} {list(array.shape)}"
+    if likeness is not None:
+        facts["likeness"] = round(likeness, 4)
     return ConversionReport(
         source=str(checkpoint),
         out=str(out),

@@ -80,7 +80,22 @@ def test_a_checkpoint_with_its_memory_becomes_a_model_a_store_and_vectors(
     assert "cls.seq_relationship.weight" in told["left"]
     assert "bert.embeddings.position_ids" in told["left"]
     assert told["memory"]["entries"] == ENTRIES
-    assert told["notes"] == []
+    # The keys are random numbers here.
+    (note,) = told["notes"]
+    assert "unlike those that the model makes" in note
+
+
+def test_keys_that_the_model_made_are_known_as_its_own(
+    files: PublishedFiles, tmp_path: Path
+) -> None:
+    convert(files, tmp_path / "first")
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "first" / "model").eval()
+    with torch.no_grad():
+        keys = model.pluglm.entry_keys(torch.from_numpy(np.load(files.documents)).long())
+    np.save(files.keys, keys.half().numpy())
+    report = convert(files, tmp_path / "out")
+    assert report.memory["likeness"] > 0.999
+    assert not any("unlike" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(
