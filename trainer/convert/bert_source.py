@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoConfig
 
+from model import PlugLMConfig
 from trainer.convert.errors import ConversionError
 from trainer.convert.files import load_tensors, read_json
 
@@ -55,7 +56,7 @@ def open_source(path: Path) -> ModelSource:
             "in transformers' format"
         )
     kind = str(read_json(path / "config.json").get("model_type"))
-    if kind not in ("bert", "pluglm"):
+    if kind not in ("bert", PlugLMConfig.model_type):
         raise ConversionError(
             f"{path} is a {kind!r} model; only BERT-like checkpoints, or a PlugLM, can be the start"
         )
@@ -84,15 +85,20 @@ def fetch_source(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.txt", *_WHOLE, "model-*.safetensors", "pytorch_model-*.bin"]
+    path = Path()
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        # Many repositories hold the weights twice: the second kind only where the first is not.
+        for weights in ("model*.safetensors", "pytorch_model*.bin"):
+            path = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", weights]))
+            if any(path.glob(weights)):
+                break
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConversionError(
             f"{name!r} is no directory here and cannot be downloaded ({reason}); correct it, or "
             "give a directory"
         ) from error
+    return path
 
 
 def _shards(path: Path, index: Path) -> dict[str, Tensor]:

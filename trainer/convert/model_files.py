@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from model import PlugLMConfig, PlugLMForMaskedLM
@@ -13,6 +14,12 @@ from trainer.convert.files import save_tensors
 
 WEIGHTS = "model.safetensors"
 TIED = "head.decoder.weight"
+
+
+def shapes_of(config: PlugLMConfig) -> dict[str, torch.Size]:
+    """Every tensor of the masked-LM model that a configuration describes; nothing is allocated."""
+    with torch.device("meta"):
+        return {n: t.shape for n, t in PlugLMForMaskedLM(config).state_dict().items()}
 
 
 def write_model(

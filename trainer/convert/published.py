@@ -29,7 +29,7 @@ from trainer.convert.files import (
     save_tensors,
     written_beside,
 )
-from trainer.convert.model_files import write_model
+from trainer.convert.model_files import shapes_of, write_model
 from trainer.convert.report import ConversionReport
 from trainer.convert.tokenizer import open_tokenizer
 from trainer.corpus.tokenizer import tokenizer_fingerprint
@@ -64,10 +64,8 @@ def convert_published(
     """
     refuse_full(out)
     settings = _settings(config)
-    with torch.device("meta"):
-        shapes = {n: t.shape for n, t in PlugLMForMaskedLM(settings).state_dict().items()}
     try:
-        taken = take_published(load_tensors(checkpoint), settings, shapes)
+        taken = take_published(load_tensors(checkpoint), settings, shapes_of(settings))
     except ConversionError:
         raise
     except ValueError as error:

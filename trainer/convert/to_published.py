@@ -22,9 +22,10 @@ from memory_server.stored_vectors import FloatArray, StoredVectors
 from model import PlugLMConfig
 from model.published import to_published
 from model.published_config import config_to_published
+from trainer.convert.bert_source import ModelSource
 from trainer.convert.errors import ConversionError
 from trainer.convert.files import load_tensors, read_json, refuse_full, written_beside
-from trainer.convert.model_files import WEIGHTS
+from trainer.convert.model_files import shapes_of
 from trainer.convert.published import LEFT, MEMORY, MODEL, VECTORS
 from trainer.convert.report import ConversionReport
 from trainer.export import write_json
@@ -59,11 +60,9 @@ def convert_to_published(source: Path, out: Path) -> ConversionReport:
         settings = config_to_published(config)
     except ValueError as error:
         raise ConversionError(f"{model} cannot be written as published: {error}") from error
-    state = load_tensors(model / WEIGHTS)
-    try:
-        published = to_published(state, config)
-    except ValueError as error:
-        raise ConversionError(f"{model} cannot be written as published: {error}") from error
+    state = ModelSource(path=model, config=config, model_type=config.model_type).tensors()
+    _check_whole(model, state, config)
+    published = to_published(state, config)
     if (source / LEFT).is_file():
         published |= load_tensors(source / LEFT)
     store = _store(source / MEMORY, config)
@@ -99,6 +98,20 @@ def open_config(model: Path) -> PlugLMConfig:
         return PlugLMConfig.from_dict(raw)
     except (ValueError, TypeError) as error:
         raise ConversionError(f"{model / 'config.json'}: {error}") from error
+
+
+def _check_whole(model: Path, state: dict[str, Tensor], config: PlugLMConfig) -> None:
+    shapes = shapes_of(config)
+    problems = [f"lacks {n}" for n in shapes if n not in state]
+    problems += [f"has {n}, which is no part of a masked-LM PlugLM" for n in state.keys() - shapes]
+    problems += [
+        f"has {n} of shape {list(state[n].shape)} instead of {list(shape)}"
+        for n, shape in shapes.items()
+        if n in state and state[n].shape != shape
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        raise ConversionError(f"{model} {problems[0]}{more}; give a whole masked-LM model")
 
 
 def _pairs(published: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, str]:

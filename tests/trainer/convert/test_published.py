@@ -27,6 +27,7 @@ from tests.trainer.convert.published_files import (
     vocabulary_file,
 )
 from trainer.convert.errors import ConversionError
+from trainer.convert.files import load_tensors, save_tensors
 from trainer.convert.published import convert_published
 from trainer.convert.to_published import convert_to_published
 from trainer.corpus.tokenizer import tokenizer_fingerprint
@@ -339,6 +340,19 @@ def test_what_the_published_code_cannot_express_is_said(tmp_path: Path) -> None:
         assert reason in str(caught.value)
     with pytest.raises(ConversionError, match="there is no model at"):
         convert_to_published(tmp_path / "nothing", tmp_path / "out")
+
+
+def test_a_model_that_is_not_whole_is_not_written_back(
+    files: PublishedFiles, tmp_path: Path
+) -> None:
+    convert(files, tmp_path / "ours")
+    weights = tmp_path / "ours" / "model" / "model.safetensors"
+    state = load_tensors(weights)
+    del state["head.dense.bias"]
+    save_tensors(weights, state)
+    with pytest.raises(ConversionError, match=r"lacks head\.dense\.bias"):
+        convert_to_published(tmp_path / "ours", tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_an_edited_memory_is_written_in_the_order_of_its_ids(
