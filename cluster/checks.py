@@ -198,7 +198,11 @@ def check_model(config: PretrainConfig, source: Source) -> PlugLMConfig:
     """
     try:
         return model_config(
-            config.model, vocab_size=source.vocab_size, pad_token_id=source.pad_token_id
+            config.model,
+            vocab_size=source.vocab_size,
+            pad_token_id=source.pad_token_id,
+            top_k=config.memory.top_k,
+            tokenizer_fingerprint=source.tokenizer_fingerprint,
         )
     except ValueError as error:
         raise ConfigError(f"[model]: {error}") from error

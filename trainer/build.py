@@ -22,8 +22,22 @@ from trainer.settings import ConfigError, ModelSettings
 log = logging.getLogger(__name__)
 
 
-def model_config(settings: ModelSettings, *, vocab_size: int, pad_token_id: int) -> PlugLMConfig:
-    """The model's configuration for a tokenizer's vocabulary."""
+def model_config(
+    settings: ModelSettings,
+    *,
+    vocab_size: int,
+    pad_token_id: int,
+    top_k: int = PlugLMConfig.top_k,
+    tokenizer_fingerprint: str = "",
+) -> PlugLMConfig:
+    """The model's configuration for a tokenizer's vocabulary.
+
+    Args:
+        settings: the section `model`.
+        vocab_size, pad_token_id: the tokenizer's.
+        top_k: the entries that the exported model's `attach` asks for.
+        tokenizer_fingerprint: kept with the model, which then refuses another tokenizer's memory.
+    """
     return PlugLMConfig(
         vocab_size=vocab_size,
         pad_token_id=pad_token_id,
@@ -41,6 +55,12 @@ def model_config(settings: ModelSettings, *, vocab_size: int, pad_token_id: int)
         memory_attention=settings.memory_attention,
         value_pooling=settings.value_pooling,
         query_norm=settings.query_norm,
+        entry_encoder=settings.entry_encoder,
+        entry_encoder_layers=settings.entry_encoder_layers,
+        entry_pooler=settings.entry_pooler,
+        query_pooler=settings.query_pooler,
+        top_k=top_k,
+        tokenizer_fingerprint=tokenizer_fingerprint,
         memory_init=settings.memory_init,
         memory_beta_init=settings.memory_beta_init,
     )

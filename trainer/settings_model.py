@@ -9,6 +9,8 @@ MemoryAttention = Literal["multi_head", "single_head", "sentence_level"]
 ValuePooling = Literal["shared", "separate", "tokens"]
 QueryNorm = Literal["batch", "layer", "none"]
 MemoryInit = Literal["normal", "copy"]
+EntryEncoder = Literal["word_embedding", "first_n"]
+Pooler = Literal["attentive", "mean", "max", "cls"]
 RefreshMode = Literal["async", "sync", "off"]
 OnLostShard = Literal["wait", "degrade"]
 
@@ -54,6 +56,20 @@ class ModelSettings:
         "layer",
         "Normalisation of the query: batch is the paper's; layer is the same in evaluation.",
     )
+    entry_encoder: EntryEncoder = documented(
+        "word_embedding",
+        "What reads an entry before it is pooled: the embeddings alone, or also the encoder's own "
+        "first layers (first_n), which makes refreshes and steps slower.",
+    )
+    entry_encoder_layers: int = documented(
+        0, "Layers n of entry_encoder first_n, below the memory layers; else 0.", minimum=0
+    )
+    entry_pooler: Pooler = documented(
+        "attentive", "How an entry's token vectors become the one that makes its key."
+    )
+    query_pooler: Pooler = documented(
+        "attentive", "How a sequence's positions become the one vector that makes its query."
+    )
     memory_init: MemoryInit = documented(
         "normal",
         "Start of the memory path: small random matrices (normal), or identities (copy), so that "
@@ -82,6 +98,17 @@ class ModelSettings:
             raise ConfigError(
                 f"model.memory_layers = {self.memory_layers}: must be at most "
                 f"model.num_layers = {self.num_layers}; lower it or add layers"
+            )
+        layers, plain = self.entry_encoder_layers, self.num_layers - self.memory_layers
+        if self.entry_encoder == "word_embedding" and layers:
+            raise ConfigError(
+                f"model.entry_encoder_layers = {layers}: must be 0 with model.entry_encoder = "
+                '"word_embedding"; choose "first_n" to encode entries with layers'
+            )
+        if self.entry_encoder == "first_n" and not 1 <= layers <= plain:
+            raise ConfigError(
+                f"model.entry_encoder_layers = {layers}: must be 1 to {plain} with "
+                'model.entry_encoder = "first_n", the layers below the memory layers'
             )
         if self.value_pooling == "tokens" and self.memory_attention == "sentence_level":
             raise ConfigError(

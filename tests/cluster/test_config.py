@@ -174,6 +174,8 @@ def test_values_that_contradict_each_other_are_refused() -> None:
     assert "never refreshed" in refusal("memory.refresh=off", "memory.max_staleness_steps=100")
     assert 'with runtime.device = "cpu"' in refusal("runtime.precision=fp16", "runtime.device=cpu")
     assert "weighs whole entries" in refusal("model.memory_attention=sentence_level")
+    assert "must be 1 to 3" in refusal("model.entry_encoder=first_n")
+    assert "must be 0" in refusal("model.entry_encoder_layers=1")
 
 
 def test_the_corpus_has_no_default() -> None:
@@ -243,6 +245,8 @@ CONSISTENT: dict[str, st.SearchStrategy[Any]] = {
     "memory.exclude_own_document_share": st.just(1.0),
     "memory.gpus_per_shard": st.floats(0, 1),
     "optim.batch_size": st.sampled_from([64, 65_536]),
+    "model.entry_encoder": st.just("word_embedding"),
+    "model.entry_encoder_layers": st.just(0),
     "runtime.trainers": st.sampled_from([1, 2, 4]),
     "runtime.micro_batch_size": st.sampled_from([0, 2, 16]),
     "runtime.precision": st.sampled_from(["fp32", "bf16"]),

@@ -213,8 +213,8 @@ def one_case(rank: int, stage: int, passes: int, folder: Path) -> Numbers:
     results["resumed"] = engine_losses(resumed, rank, range(STEPS // 2, STEPS))
     results["resumed weights"] = weights_of(resumed)
     results["resumed buffers"] = {n: b.clone() for n, b in resumed.model.named_buffers()}
-    # The head's alone: with others the memory would be asked with such a query, which is refused.
-    for parameter in resumed.model.head.parameters():
+    # Behind the memory: before it, the query would be refused.
+    for parameter in resumed.model.head.dense.parameters():
         getattr(parameter, "ds_tensor", parameter).data.fill_(float("nan"))
     engine_losses(resumed, rank, range(1))
     results["finite when diverged"] = (resumed.weights_are_finite(), resumed.gradient_was_finite)
