@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 from cluster.cli.text import table
@@ -116,6 +117,8 @@ def _leave_nothing(home: Path) -> None:
 
 def _quiet_transformers() -> None:
     """Its bars and reports are for people who load models by hand."""
+    # DeepSpeed, which accelerate imports where it is installed, would look for it and tell.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
 

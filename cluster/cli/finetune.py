@@ -74,10 +74,9 @@ mean and deviation over the seeds go to results.json and are printed.
 
 The same TASK.toml serves every model: only model.path changes.""",
     example="""\
-pluglm finetune configs/finetune-classification.toml --set model.path=runs/first/model \\
-  --set task.train=train.parquet --set task.dev=dev.parquet --out runs/task
 pluglm finetune task.toml --check
-pluglm finetune task.toml --set model.path=bert-base --set memory.store= --out runs/baseline
+pluglm finetune task.toml --set model.path=runs/first/model --set train.seeds=[0] --out runs/task
+pluglm finetune task.toml --set model.path=bert-base --out runs/baseline
 pluglm finetune task.toml --out runs/task --resume""",
     configure=_arguments,
     run=_run,
