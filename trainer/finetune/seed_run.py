@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from model.query_norm import QueryBatchNorm
+from trainer.distributed import differentiable_sum_over_ranks
 from trainer.export import write_json, write_text
 from trainer.finetune.encoded import EncodedRows
 from trainer.finetune.heads import Head, Prediction
@@ -58,6 +60,8 @@ def run_seed(job: Job, seed: int) -> None:
     model = build_model(job.start, job.head, seed=seed)
     _plug(job, model, job.memory)
     arguments = training_arguments(settings, job.head, work=work, seed=seed, device=job.device)
+    if arguments.world_size > 1:
+        _share_statistics(model)
     if arguments.process_index == 0:
         shutil.rmtree(work, ignore_errors=True)
     trainer = make_trainer(
@@ -127,6 +131,13 @@ def _measure(
         files[f"predictions_{WITHOUT}.jsonl"] = measure(reported, name)
         _plug(job, model, job.memory)
     return scores, files
+
+
+def _share_statistics(model: Any) -> None:
+    """Let normalisation over the batch be over the batches of all processes."""
+    for module in model.modules():
+        if isinstance(module, QueryBatchNorm):
+            module.reduce_sum = differentiable_sum_over_ranks
 
 
 def _plug(job: Job, model: Any, memory: ReadMemory | None) -> None:
