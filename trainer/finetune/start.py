@@ -104,7 +104,7 @@ def build_model(start: Start, head: Head, *, seed: int) -> Any:
         _say_memory(config, start)
     auto: Any = getattr(transformers, head.auto_class)
     # The caller's random state is left as it was.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model, info = auto.from_pretrained(
