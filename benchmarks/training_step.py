@@ -24,11 +24,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-from transformers import BertConfig, BertForMaskedLM
-
-from benchmarks.harness import (
+from harness import (
     Spread,
     argument_parser,
     begin,
@@ -42,7 +38,11 @@ from benchmarks.harness import (
     table,
     turn_by_turn,
 )
-from benchmarks.invented import write_store
+from invented import write_store
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BertConfig, BertForMaskedLM
+
 from memory_server.local import LocalMemory
 from model import KeyEncoderFactory, PlugLMConfig
 from trainer.build import build_model, key_weights

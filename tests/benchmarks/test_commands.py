@@ -67,6 +67,32 @@ def test_training_is_compared_with_its_peers(tmp_path: Path) -> None:
     assert searched == {"memory + warm-up", "memory"}
 
 
+TINY = ("--hidden", "64", "--layers", "2", "--vocabulary", "1100", "--batch", "2")
+
+
+def test_a_step_is_compared_with_plain_layers_and_bert(tmp_path: Path) -> None:
+    words = [*TINY, "--tokens", "16", "--entries", "40", "--padding", "0.2", "--repeats", "2"]
+    rows = {row["variant"]: row for row in figures("training_step", tmp_path, *words)}
+    assert rows.keys() == {
+        "PlugLM, paper's", "PlugLM, recipe's", "plain", "plain, chosen", "BertForMaskedLM",
+    }  # fmt: skip
+    for row in rows.values():
+        assert row["peak_mib"] > 0
+        assert row["over_bert"]["median"] > 0
+    assert rows["BertForMaskedLM"]["peak_over_bert"] == 1.0
+
+
+def test_utilisation_is_counted_work_over_the_peak(tmp_path: Path) -> None:
+    words = [*TINY, "--entries", "40", "--repeats", "2", "--warmup", "1", "--device", "cpu"]
+    given = figures("model_flops", tmp_path, *words, "--peak-tflops", "0.5")
+    assert given["utilisation"] == pytest.approx(given["tflops"]["median"] / 0.5)
+    assert given["peak_source"] == "--peak-tflops"
+    # Each weight of a layer is read once per position, forward and twice backward; that is a lower
+    # bound of the work, and the encoder alone with all its positions is not far above.
+    weights, positions = 4 * 64 * 64 + 8 * 64 * 64 + 4 * 64 * 64, 2 * 128
+    assert 1 < given["tflop_per_step"] * 1e12 / (6 * weights * positions) < 6
+
+
 @pytest.mark.slow
 def test_a_variant_is_trained_and_asked(tmp_path: Path) -> None:
     words = ["--steps", "4", "--only", "tokens-layer-copy-0.1", "--keep", str(tmp_path / "runs")]
