@@ -24,7 +24,7 @@ from memory_server.switch import show_content
 from model import PlugLMForMaskedLM
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.data.stream import TrainBatch
-from trainer.export import MODEL, write_json
+from trainer.export import read_exported, write_json
 from trainer.loop import TrainJob
 
 _EDITS = 20
@@ -53,8 +53,7 @@ def demonstrate_edits(job: TrainJob, store_path: Path) -> list[str]:
         Lines for a person.
     """
     settings = job.settings
-    model = PlugLMForMaskedLM.from_pretrained(job.run_dir / MODEL)
-    model.train(False)
+    model = read_exported(job.run_dir)
     tokenizer = load_tokenizer(job.tokenizer)
     batches = list(job.task.heldout(settings))
     asks = _Questions(model, job.memory, batches, settings.memory.top_k)

@@ -14,10 +14,9 @@ from cluster.presets import preset
 from cluster.pretrain import run_task, to_stderr
 from cluster.quickstart import fitting_trainers, is_complete, show_again
 from memory_server.store import Store
-from model import PlugLMForMaskedLM
 from trainer.checkpoint import latest_checkpoint
 from trainer.corpus.tokenizer import load_tokenizer
-from trainer.export import MODEL, write_json
+from trainer.export import read_exported, write_json
 from trainer.loop import TrainJob
 from trainer.world.exam import Exam, describe_exam, run_exam
 from trainer.world.prepare import prepare_world
@@ -67,7 +66,7 @@ def synthetic_world(
 
     def examine(job: TrainJob) -> list[str]:
         exam = run_exam(
-            PlugLMForMaskedLM.from_pretrained(job.run_dir / MODEL),
+            read_exported(job.run_dir),
             job.memory,
             Store.open(world.store),
             load_tokenizer(world.tokenizer),

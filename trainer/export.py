@@ -35,6 +35,13 @@ def export_model(model: PlugLMForMaskedLM, tokenizer: Any, run_dir: Path) -> Pat
     return final
 
 
+def read_exported(run_dir: Path) -> PlugLMForMaskedLM:
+    """The model that a run exported, in eval mode, to be called with a lookup or, on purpose, not."""
+    model = PlugLMForMaskedLM.from_pretrained(run_dir / MODEL)
+    model.attach(None)
+    return model
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON beside and rename it into place."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False))

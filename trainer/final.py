@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from model import PlugLMForMaskedLM
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.evaluate import evaluation_report
-from trainer.export import MODEL, write_json
+from trainer.export import read_exported, write_json
 from trainer.loop import TrainJob
 from trainer.samples import make_samples
 
@@ -21,7 +20,7 @@ def evaluate_run(job: TrainJob) -> dict[str, Any]:
         What `evaluation.json` holds.
     """
     settings = job.settings
-    model = PlugLMForMaskedLM.from_pretrained(job.run_dir / MODEL)
+    model = read_exported(job.run_dir)
     nn.Module.to(model, job.device)
     evaluation = evaluation_report(
         model,
