@@ -36,7 +36,7 @@ def export_model(model: PlugLMForMaskedLM, tokenizer: Any, run_dir: Path) -> Pat
 
 
 def read_exported(run_dir: Path) -> PlugLMForMaskedLM:
-    """The model that a run exported, in eval mode, to be called with a lookup or, on purpose, not."""
+    """The model that a run exported, in eval mode; called without a lookup, it is meant so."""
     model = PlugLMForMaskedLM.from_pretrained(run_dir / MODEL)
     model.attach(None)
     return model
