@@ -111,6 +111,8 @@ def _measure(
 ) -> tuple[dict[str, Any], dict[str, list[Prediction]]]:
     """Scores of dev and test, and the predictions that are written: test's, or else dev's."""
     reported = "test" if "test" in job.encoded else "dev"
+    # It is dev's, and predict would apply it to any split.
+    trainer.compute_metrics = None
     scores: dict[str, Any] = {}
     files: dict[str, list[Prediction]] = {}
 

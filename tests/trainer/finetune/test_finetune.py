@@ -134,6 +134,25 @@ def test_the_saved_model_and_a_memory_of_its_own_keys_give_the_predictions_again
     assert dict(zip(["fruit", "pet"], shares, strict=True)) == pytest.approx(told, abs=1e-5)
 
 
+def test_every_split_is_measured_whole_in_its_own_order(home: Path, tmp_path: Path) -> None:
+    dev = write_rows(tmp_path / "dev.jsonl", pet_or_fruit(21))
+    rows = pet_or_fruit(37)[::-1]
+    test = write_rows(tmp_path / "test.jsonl", rows)
+    given = settings(
+        task("classification", home / "pets.jsonl", dev=str(dev), test=str(test)),
+        home / "pluglm",
+        tmp_path / "run",
+        train={"epochs": 4, "eval_batch_size": 5},
+    )
+    results = fine_tuned(given)
+    assert results["sequences"] == {"train": 64, "dev": 21, "test": 37}
+    predictions = [json.loads(line) for line in (tmp_path / "run/seed-0/predictions.jsonl").open()]
+    assert [p["gold"] for p in predictions] == [row["label"] for row in rows]
+    right = sum(p["predicted"] == p["gold"] for p in predictions)
+    assert mean(results, "test", "accuracy") == pytest.approx(right / 37)
+    assert right / 37 > LEARNED
+
+
 def test_frozen_vectors_are_made_once_and_told(home: Path, tmp_path: Path) -> None:
     memory = {"store": str(home / "store"), "mode": "frozen", "top_k": 2}
     given = settings(
