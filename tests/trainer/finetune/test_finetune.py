@@ -142,7 +142,7 @@ def test_every_split_is_measured_whole_in_its_own_order(home: Path, tmp_path: Pa
         task("classification", home / "pets.jsonl", dev=str(dev), test=str(test)),
         home / "pluglm",
         tmp_path / "run",
-        train={"epochs": 4, "eval_batch_size": 5},
+        train={"epochs": 7, "eval_batch_size": 5},
     )
     results = fine_tuned(given)
     assert results["sequences"] == {"train": 64, "dev": 21, "test": 37}
