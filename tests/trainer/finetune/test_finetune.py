@@ -142,7 +142,7 @@ def test_every_split_is_measured_whole_in_its_own_order(home: Path, tmp_path: Pa
         task("classification", home / "pets.jsonl", dev=str(dev), test=str(test)),
         home / "pluglm",
         tmp_path / "run",
-        train={"epochs": 7, "eval_batch_size": 5},
+        train={"epochs": 4, "eval_batch_size": 5},
     )
     results = fine_tuned(given)
     assert results["sequences"] == {"train": 64, "dev": 21, "test": 37}
@@ -150,7 +150,8 @@ def test_every_split_is_measured_whole_in_its_own_order(home: Path, tmp_path: Pa
     assert [p["gold"] for p in predictions] == [row["label"] for row in rows]
     right = sum(p["predicted"] == p["gold"] for p in predictions)
     assert mean(results, "test", "accuracy") == pytest.approx(right / 37)
-    assert right / 37 > LEARNED
+    # The first epoch that is right on the few rows of dev is kept; it need not be all right here.
+    assert right / 37 > 0.9
 
 
 def test_frozen_vectors_are_made_once_and_told(home: Path, tmp_path: Path) -> None:
