@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from memory_server.local import LocalMemory
 from memory_server.segments import write_segment
 from memory_server.store import Store
-from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM, is_key_weight
+from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM
 from trainer.data.stream import TrainBatch
 from trainer.engine import TrainingEngine, start_process_group, stop_process_group
 from trainer.settings import DataSettings, OptimSettings, RuntimeSettings, TrainSettings
@@ -61,7 +63,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def memory_on(device: str, store: Store, model: PlugLMForMaskedLM) -> LocalMemory:
-    weights = {n: p.detach() for n, p in model.pluglm.named_parameters() if is_key_weight(n, CONFIG)}
+    weights = model.key_weights()
     factory = KeyEncoderFactory(CONFIG.to_dict(), device=device)
     return LocalMemory(store, encoder=factory, weights=weights, device=device)
 
@@ -92,6 +94,65 @@ def test_a_forward_pass_on_the_gpu_equals_the_cpu(store: Store) -> None:
         expected = model(ids, labels=labels, lookup=lookup)
         on_gpu = model.cuda()(ids.cuda(), labels=labels.cuda(), lookup=lookup)
     torch.testing.assert_close(on_gpu.loss.cpu(), expected.loss, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"value_pooling": "tokens", "query_norm": "layer"},
+        {"value_pooling": "shared", "query_norm": "batch"},
+        {"entry_encoder": "first_n", "entry_encoder_layers": 2, "entry_pooler": "mean"},
+    ],
+    ids=str,
+)
+def test_gradients_with_padding_and_double_entries_equal_the_cpus(
+    store: Store, variant: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    config = PlugLMConfig.from_dict(CONFIG.to_dict() | variant)
+    model = PlugLMForMaskedLM(config).train()
+    on_gpu = copy.deepcopy(model).cuda()
+    mask = (torch.arange(20) < torch.randint(3, 21, (8, 1))).long()
+    ids = torch.randint(5, 200, (8, 20)) * mask
+    labels = torch.where((torch.rand(8, 20) < 0.3) & (mask > 0), ids, -100)
+    encoder = KeyEncoderFactory(config.to_dict())
+    with LocalMemory(store, encoder=encoder, weights=model.key_weights()) as memory:
+        found = memory.search(torch.randn(1, config.key_size).expand(8, -1), 5)
+        model.attach(lambda _: found)
+        on_gpu.attach(lambda _: found)
+        expected, given = (
+            model(ids, mask, labels=labels),
+            on_gpu(ids.cuda(), mask.cuda(), labels=labels.cuda()),
+        )
+    torch.testing.assert_close(given.loss.cpu(), expected.loss, rtol=1e-4, atol=1e-5)
+    expected.loss.backward()
+    given.loss.backward()
+    ours = dict(on_gpu.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            grad = ours[name].grad
+            assert grad is not None, name
+            torch.testing.assert_close(grad.cpu(), parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_autocast_searches_in_float32_and_trains(store: Store) -> None:
+    torch.manual_seed(0)
+    model = PlugLMForMaskedLM(CONFIG).cuda().train()
+    asked: list[torch.dtype] = []
+    ids = torch.randint(5, 200, (8, 20), device="cuda")
+    with memory_on("cuda", store, model) as memory:
+
+        def lookup(queries_BQ: torch.Tensor) -> object:
+            asked.append(queries_BQ.dtype)
+            return memory.search(queries_BQ, 5)
+
+        with torch.autocast("cuda", torch.bfloat16):
+            output = model(ids, labels=ids, lookup=lookup)
+    assert asked == [torch.float32]
+    assert output.loss.dtype == torch.float32
+    assert output.retrievals[0].key_BKQ.dtype == torch.float32
+    output.loss.backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +200,5 @@ def test_the_engine_trains_on_the_gpu(
     assert losses[-1] < losses[0] - 1.0
     engine.save(tmp_path / "checkpoint")
     engine.load(tmp_path / "checkpoint")
-    assert set(engine.key_weights()) == {
-        n for n, _ in PlugLMForMaskedLM(CONFIG).pluglm.named_parameters() if is_key_weight(n, CONFIG)
-    }
+    assert set(engine.key_weights()) == set(PlugLMForMaskedLM(CONFIG).key_weights())
     memory.close()
