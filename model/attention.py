@@ -141,7 +141,7 @@ class KnowledgeAttention(nn.Module):
             before dropout).
         """
         values_BNH, mask_BN = values_BKJH.flatten(1, 2), mask_BKJ.flatten(1, 2)
-        cos_BN = cos_BK.repeat_interleave(mask_BKJ.shape[2], 1)
+        cos_BN = cos_BK.unsqueeze(-1).expand_as(mask_BKJ).flatten(1, 2)
         if self.kind == "sentence_level":
             probs_BN = _masked_softmax(cos_BN, mask_BN)
             memory_B1H = probs_BN.to(values_BNH.dtype).unsqueeze(1) @ values_BNH
@@ -151,7 +151,9 @@ class KnowledgeAttention(nn.Module):
         asking = rows.mask_BT.shape[1]
         # Applying k_proj and v_proj to the readers or to the entries costs, per sequence,
         # A·P·N·H or N·H² + P·N·H multiplications each.
-        absorbs = asking * (self.heads - 1) < a.shape[-1]
+        # A graph that is exported for any length must not depend on the length's size.
+        fixed = torch.compiler.is_exporting()
+        absorbs = not fixed and asking * (self.heads - 1) < a.shape[-1]
         if absorbs:
             query_BATh = rows.unpack(self.k_proj(query, absorb="query")).transpose(1, 2)
             keys_BANh = values_BNH.unsqueeze(1)

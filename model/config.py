@@ -58,6 +58,8 @@ class PlugLMConfig(PreTrainedConfig):
             of another one. Empty: not known.
         unpad_inputs: padding is not computed; hidden states at padded positions are zeros.
         sparse_prediction: with labels, the masked-LM head computes the labelled positions only.
+        output_retrievals: outputs of the models with heads report what was retrieved. Turn it off
+            for pipelines with a batch_size, which take every output apart by sequence.
         legacy: reproduce the published checkpoints' quirks (heads reshaped without a transpose,
             decoder not tied to the word embedding, ignored label -1).
     """
@@ -96,6 +98,7 @@ class PlugLMConfig(PreTrainedConfig):
     tokenizer_fingerprint: str = ""
     unpad_inputs: bool = True
     sparse_prediction: bool = True
+    output_retrievals: bool = True
     classifier_dropout: float | int | None = None
     legacy: bool = False
     tie_word_embeddings: bool = True

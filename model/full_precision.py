@@ -15,6 +15,9 @@ def in_full_precision(linear: nn.Linear, x: Tensor) -> Tensor:
     Args:
         x: [..., in_features], any floating dtype.
     """
+    if not torch.is_autocast_enabled(x.device.type):
+        plain: Tensor = linear(x.to(linear.weight.dtype))
+        return plain
     with torch.autocast(x.device.type, enabled=False):
         mapped: Tensor = linear(x.to(linear.weight.dtype))
     return mapped

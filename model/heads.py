@@ -17,16 +17,17 @@ IGNORED_LABEL = -100
 
 
 class SequenceHead(nn.Module):
-    """`out_proj(dropout(tanh(dense(x))))` of the first position, as BERT's classifiers."""
+    """`out_proj(dropout(tanh(in_proj(x))))` of the first position, as BERT's classifiers."""
 
     def __init__(self, config: PlugLMConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        # Not called like the masked-LM head's first map, which from_pretrained would take for it.
+        self.in_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(_dropout(config))
         self.out_proj = nn.Linear(config.hidden_size, _classes(config))
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.out_proj(self.dropout(torch.tanh(self.dense(x))))
+        logits: Tensor = self.out_proj(self.dropout(torch.tanh(self.in_proj(x))))
         return logits
 
 
@@ -76,21 +77,19 @@ class PlugLMForSequenceClassification(PlugLMPreTrainedModel):
         """
         check_layout(input_ids, self.config)
         kind = None if labels is None else self._checked_kind(labels, len(input_ids))
-        first_BT = torch.zeros_like(input_ids, dtype=torch.bool)
-        first_BT[..., 0] = True
         encoded = self.pluglm(
             input_ids,
             attention_mask,
             token_type_ids,
             lookup=lookup,
-            wanted_BT=first_BT,
+            first_only=True,
             output_attention=output_attention,
         )
         logits_BC = self.head(encoded.last_hidden_state)
         loss = None
         if labels is not None:
             loss = _sequence_loss(widened(logits_BC), labels, kind)
-        return TaskOutput(loss=loss, logits=logits_BC, retrievals=encoded.retrievals)
+        return TaskOutput(loss=loss, logits=logits_BC, retrievals=self._reported(encoded))
 
     def _checked_kind(self, labels: Tensor, batch: int) -> str:
         """The problem type that these labels, which it has, are for."""
@@ -147,7 +146,7 @@ class PlugLMForTokenClassification(PlugLMPreTrainedModel):
         loss = None
         if labels is not None:
             loss = _cross_entropy(widened(logits_BTC).flatten(0, 1), labels.flatten())
-        return TaskOutput(loss=loss, logits=logits_BTC, retrievals=encoded.retrievals)
+        return TaskOutput(loss=loss, logits=logits_BTC, retrievals=self._reported(encoded))
 
 
 class PlugLMForQuestionAnswering(PlugLMPreTrainedModel):
@@ -210,7 +209,7 @@ class PlugLMForQuestionAnswering(PlugLMPreTrainedModel):
             ]
             loss = (losses[0] + losses[1]) / 2
         return QuestionAnsweringOutput(
-            loss=loss, start_logits=start_BT, end_logits=end_BT, retrievals=encoded.retrievals
+            loss=loss, start_logits=start_BT, end_logits=end_BT, retrievals=self._reported(encoded)
         )
 
 

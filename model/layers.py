@@ -119,6 +119,10 @@ class MemoryLayer(nn.Module):
         )
         return self.LayerNorm(out), retrieval
 
+    def ask(self, x: Tensor, rows: Rows) -> Tensor:
+        """The query [B,Q] alone; arguments as in `forward`."""
+        return self._query(rows.unpack(self.attention(x, rows)), rows.mask_BT)
+
     def _query(self, a_BTH: Tensor, mask_BT: Tensor) -> Tensor:
         pooled_BH = self.pooler(a_BTH, mask_BT)
         query_BQ: Tensor = self.query_norm(in_full_precision(self.query_proj, pooled_BH))

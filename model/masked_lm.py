@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,6 +54,17 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.head.decoder = new_embeddings
+
+    def resize_token_embeddings(self, *args: Any, **options: Any) -> Any:
+        """As in transformers; the decoder's bias grows with zeros, or is cut, likewise."""
+        embeddings = super().resize_token_embeddings(*args, **options)
+        old_V, size = self.head.decoder_bias, int(embeddings.num_embeddings)
+        if len(old_V) != size:
+            bias_V = old_V.new_zeros(size)
+            kept = min(len(old_V), size)
+            bias_V[:kept] = old_V.detach()[:kept]
+            self.head.decoder_bias = nn.Parameter(bias_V)
+        return embeddings
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -112,7 +125,7 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
         )
         logits = self.head(encoded.last_hidden_state)
         if labels is None or wanted_BT is None:
-            return MaskedLMOutput(logits=logits, retrievals=encoded.retrievals)
+            return MaskedLMOutput(logits=logits, retrievals=self._reported(encoded))
         logits_mV = logits if sparse else logits[wanted_BT]
         targets_m = labels[wanted_BT]
         total = F.cross_entropy(widened(logits_mV), targets_m.long(), reduction="sum")
@@ -134,7 +147,7 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
             mlm_loss=mlm_loss,
             retrieval_loss=contrast,
             logits=logits,
-            retrievals=encoded.retrievals,
+            retrievals=self._reported(encoded),
         )
 
     def _check_positives(

@@ -14,7 +14,7 @@ from transformers.initialization import constant_, eye_, ones_, zeros_
 from model.attention import CopyLinear, KnowledgeAttention
 from model.config import PlugLMConfig
 from model.embeddings import Embeddings, TypeEmbedding
-from model.entry_encoder import EncodedEntries, EntryEncoder, embed_entries
+from model.entry_encoder import EncodedEntries, EntryEncoder, embed_entries, is_key_weight
 from model.inputs import checked_mask
 from model.layers import MemoryLayer, PlainLayer
 from model.outputs import PlugLMOutput
@@ -61,6 +61,22 @@ class PlugLMPreTrainedModel(PreTrainedModel):
     def has_memory(self) -> bool:
         """Whether a memory is attached."""
         return self._encoder()._lookup is not None
+
+    def key_weights(self) -> dict[str, Tensor]:
+        """Float32 CPU copies of the weights that make the memory's keys, named as in `PlugLMModel`.
+
+        What `KeyEncoderFactory` needs beside the configuration, and what a memory is given:
+        `LocalMemory(store, encoder=KeyEncoderFactory(model.config.to_dict()),
+        weights=model.key_weights())`.
+        """
+        return {
+            name: p.detach().to("cpu", torch.float32, copy=True)
+            for name, p in self._encoder().named_parameters()
+            if is_key_weight(name, self.config)
+        }
+
+    def _reported(self, encoded: PlugLMOutput) -> tuple[LayerRetrieval, ...] | None:
+        return encoded.retrievals if self.config.output_retrievals else None
 
     def _encoder(self) -> PlugLMModel:
         return cast("PlugLMModel", self.base_model)
@@ -133,6 +149,7 @@ class PlugLMModel(PlugLMPreTrainedModel):
         *,
         lookup: Lookup | None = None,
         wanted_BT: Tensor | None = None,
+        first_only: bool = False,
         output_attention: bool = False,
     ) -> PlugLMOutput:
         """Encode sequences.
@@ -145,6 +162,8 @@ class PlugLMModel(PlugLMPreTrainedModel):
                 one, and without any the memory term is absent.
             wanted_BT: bool [B,T], the positions whose last hidden state is wanted; the last layer
                 computes only these, and last_hidden_state is [m,H], row-major.
+            first_only: likewise for every sequence's first position; [B,H]. Its sizes are known, so
+                that nothing waits and graphs can be traced.
             output_attention: report the knowledge attention.
 
         Raises:
@@ -152,7 +171,9 @@ class PlugLMModel(PlugLMPreTrainedModel):
         """
         mask_BT = checked_mask(input_ids, attention_mask, token_type_ids, self.config)
         rows = self._layout(mask_BT, known_full=attention_mask is None)
-        chosen = None if wanted_BT is None else rows.select(wanted_BT)
+        chosen = rows.first() if first_only else None
+        if wanted_BT is not None:
+            chosen = rows.select(wanted_BT)
         lookup = self._lookup if lookup is None else lookup
         if lookup is None and self.config.num_memory_layers:
             self._say_no_memory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -18,7 +19,27 @@ class Searchable(Protocol):
         """The k best entries of each query."""
 
 
-def lookup_of(memory: Any, k: int | None, config: PlugLMConfig) -> Lookup:
+class Plugged:
+    """A lookup as a model holds it: deep copies of the model share it, pickles leave it out.
+
+    A memory is a store's answer in this process, with locks, threads and mapped files: it is no
+    part of the weights. What comes out of a pickle has no memory attached.
+    """
+
+    def __init__(self, lookup: Lookup) -> None:
+        self._lookup = lookup
+
+    def __call__(self, queries_BQ: Tensor) -> RetrievedEntries:
+        return self._lookup(queries_BQ)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plugged:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _nothing, ()
+
+
+def lookup_of(memory: Any, k: int | None, config: PlugLMConfig) -> Plugged:
     """The lookup of a memory, or of a plain callable.
 
     Args:
@@ -41,7 +62,7 @@ def lookup_of(memory: Any, k: int | None, config: PlugLMConfig) -> Lookup:
         info = getattr(memory, "info", None)
         if callable(info):
             _check_fit(info(), wanted, config)
-        return lambda queries_BQ: memory.search(queries_BQ, wanted)
+        return Plugged(lambda queries_BQ: memory.search(queries_BQ, wanted))
     if not callable(memory):
         raise TypeError(
             f"attach() was given {type(memory).__name__}; allowed: a memory with "
@@ -51,8 +72,11 @@ def lookup_of(memory: Any, k: int | None, config: PlugLMConfig) -> Lookup:
         raise ValueError(
             f"k is {k}, but a plain lookup decides itself how many entries it returns; leave k out"
         )
-    lookup: Lookup = memory
-    return lookup
+    return Plugged(memory)
+
+
+def _nothing() -> None:
+    """What a pickled lookup becomes."""
 
 
 def _check_fit(info: Any, k: int, config: PlugLMConfig) -> None:

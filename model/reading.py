@@ -51,8 +51,10 @@ def read_memory(
             "the weights or the activations below it are not finite (a diverged training, or a "
             "damaged checkpoint)"
         )
-    retrieved = lookup(asked_BQ)
-    _check_answer(retrieved, len(query_BQ), config)
+    # Exported graphs get what was retrieved as an input, which their lookup hands over.
+    exporting = torch.compiler.is_exporting()
+    retrieved = lookup(asked_BQ) if exporting else _search(lookup, asked_BQ)
+    _check_answer(retrieved, query_BQ.shape[0], config)
     tokens_BKS = retrieved.tokens.to(query_BQ.device, torch.int64)
     ids_BK = retrieved.ids.to(query_BQ.device)
     found_BK1 = (ids_BK >= 0).unsqueeze(-1)
@@ -75,6 +77,14 @@ def read_memory(
     return ReadEntries(
         retrieved=retrieved, keys_BKQ=keys_BKQ, values_BKJH=values_BKJH, mask_BKJ=mask_BKJ
     )
+
+
+def _call(lookup: Lookup, queries_BQ: Tensor) -> RetrievedEntries:
+    return lookup(queries_BQ)
+
+
+# Outside of compiled graphs: a memory searches with locks, threads and mapped files.
+_search: Callable[[Lookup, Tensor], RetrievedEntries] = torch.compiler.disable(_call)
 
 
 def _encode_distinct(

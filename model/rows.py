@@ -49,15 +49,19 @@ class Rows:
 
     def pack(self, x_BT: Tensor) -> Tensor:
         """[B,T,...] -> [n,...]; as it is where the batch is not packed."""
-        return x_BT if self.index_n is None else x_BT.flatten(0, 1).index_select(0, self.index_n)
+        if self.index_n is None:
+            return x_BT
+        flat = x_BT.flatten(0, 1)
+        return flat if self.full else flat.index_select(0, self.index_n)
 
     def unpack(self, x: Tensor) -> Tensor:
         """[n,...] -> [B,T,...] with zeros in the padding; as it is where it is not packed."""
         if self.index_n is None:
             return x
         batch, length = self.mask_BT.shape
-        flat: Tensor = x.new_zeros(batch * length, *x.shape[1:]).index_copy(0, self.index_n, x)
-        padded: Tensor = flat.unflatten(0, (batch, length))
+        if not self.full:
+            x = x.new_zeros(batch * length, *x.shape[1:]).index_copy(0, self.index_n, x)
+        padded: Tensor = x.unflatten(0, (batch, length))
         return padded
 
     def select(self, wanted_BT: Tensor) -> Selection:
@@ -72,6 +76,13 @@ class Rows:
         mask_BP = torch.arange(longest, device=wanted_BT.device) < counts_B[:, None]
         index_m = mask_BP.flatten().nonzero().squeeze(1)
         return Selection(Rows(mask_BP, index_m), flat_m)
+
+    def first(self) -> Selection:
+        """Choose the first position of every sequence; sizes are known without waiting."""
+        batch, length = self.mask_BT.shape
+        index_B = torch.arange(batch, device=self.mask_BT.device)
+        rows = Rows(torch.ones_like(self.mask_BT[:, :1]), index_B, full=True)
+        return Selection(rows, index_B * length)
 
 
 @dataclass(frozen=True)

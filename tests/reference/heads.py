@@ -44,7 +44,7 @@ class ReferenceHead:
             scores = torch.einsum("th,vh->tv", transformed, self.w[matrix])
             return scores + self.w["head.decoder_bias"]
         if self.task == "sequence":
-            return self.linear(torch.tanh(self.linear(hidden_TH[0], "dense")), "out_proj")
+            return self.linear(torch.tanh(self.linear(hidden_TH[0], "in_proj")), "out_proj")
         return self.linear(hidden_TH, "out_proj")
 
     def loss(self, logits: Tensor, targets: Targets, kept_BT: Tensor) -> Tensor:

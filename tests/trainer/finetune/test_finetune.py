@@ -340,9 +340,9 @@ def test_the_head_is_new_unless_training_goes_on_with_the_same_labels(
 
     masked_lm = load_file(pretrained)["head.dense.weight"]
     first, second, other = (build_model(start, head, seed=seed) for seed in (1, 1, 2))
-    assert not torch.equal(first.head.dense.weight, masked_lm)
-    assert torch.equal(first.head.dense.weight, second.head.dense.weight)
-    assert not torch.equal(first.head.dense.weight, other.head.dense.weight)
+    assert not torch.equal(first.head.in_proj.weight, masked_lm)
+    assert torch.equal(first.head.in_proj.weight, second.head.in_proj.weight)
+    assert not torch.equal(first.head.in_proj.weight, other.head.in_proj.weight)
     word = "pluglm.embeddings.word_embeddings.weight"
     assert torch.equal(first.state_dict()[word], load_file(pretrained)[word])
 
