@@ -5,7 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from cluster.cli import convert, corpus, evaluate, finetune, memory, pretrain, quickstart, report
+from cluster.cli import (
+    convert,
+    corpus,
+    evaluate,
+    export,
+    finetune,
+    memory,
+    pretrain,
+    quickstart,
+    report,
+)
 from cluster.cli.command import PROGRAM, Command, UsageError
 
 COMMANDS: tuple[Command, ...] = (
@@ -21,6 +31,7 @@ COMMANDS: tuple[Command, ...] = (
     convert.BERT,
     convert.PUBLISHED,
     convert.TO_PUBLISHED,
+    export.EXPORT,
 )
 
 
