@@ -21,7 +21,7 @@ from harness import Spread, argument_parser, begin, finish, in_fresh_process, no
 
 from memory_server.local import LocalMemory
 from model import KeyEncoderFactory, PlugLMForMaskedLM
-from trainer.build import build_model, key_weights, model_config
+from trainer.build import build_model, model_config
 from trainer.checkpoint import CheckpointState
 from trainer.control import Control
 from trainer.corpus.tokenizer import load_tokenizer
@@ -138,7 +138,7 @@ def train_and_ask(variant: Variant, run_dir: Path, *, seed: int, steps: int, lr:
     with LocalMemory(
         world.store,
         encoder=KeyEncoderFactory(shape.to_dict()),
-        weights=key_weights(build_model(shape, seed=seed)),
+        weights=build_model(shape, seed=seed).key_weights(),
         content_version=first,
     ) as memory:
         start = CheckpointState(

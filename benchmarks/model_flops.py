@@ -25,7 +25,7 @@ from training_step import FIRST_WORD, VARIANTS, Sizes, batches
 
 from memory_server.local import LocalMemory
 from model import KeyEncoderFactory, PlugLMConfig
-from trainer.build import build_model, key_weights
+from trainer.build import build_model
 from trainer.optim import make_optimizer
 from trainer.settings import OptimSettings
 
@@ -83,7 +83,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     stream = batches(sizes)
     searching: list[float] = []
     encoder = KeyEncoderFactory(config.to_dict(), device=device)
-    with LocalMemory(store, encoder=encoder, weights=key_weights(model), device=device) as memory:
+    with LocalMemory(store, encoder=encoder, weights=model.key_weights(), device=device) as memory:
         model.attach(memory)
 
         def step() -> None:

@@ -43,7 +43,7 @@ from cluster.presets import preset
 from memory_server.api import Memory, Retrieved
 from memory_server.local import LocalMemory
 from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM
-from trainer.build import build_model, key_weights, model_config
+from trainer.build import build_model, model_config
 from trainer.optim import make_optimizer
 from trainer.settings import ModelSettings, OptimSettings
 
@@ -179,7 +179,7 @@ def measure(args: argparse.Namespace, directory: Path) -> dict[str, list[dict[st
     with LocalMemory(
         store,
         encoder=KeyEncoderFactory(config.to_dict()),
-        weights=key_weights(build_model(config, seed=0)),
+        weights=build_model(config, seed=0).key_weights(),
     ) as memory:
         steps: dict[str, Callable[[], dict[str, float]]] = {
             WITH_WARMUP: Trainee(config, batches(), memory=memory, warmup=True).step,

@@ -45,7 +45,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from memory_server.local import LocalMemory
 from model import KeyEncoderFactory, PlugLMConfig
-from trainer.build import build_model, key_weights
+from trainer.build import build_model
 
 PAPER, RECIPE = "PlugLM, paper's", "PlugLM, recipe's"
 PLAIN, CHOSEN, BERT = "plain", "plain, chosen", "BertForMaskedLM"
@@ -132,7 +132,7 @@ def trainee(name: str, sizes: Sizes, store: Path) -> Iterator[Callable[[], None]
             model: Any = build_model(config, seed=0).train()
             if memory_layers:
                 encoder = KeyEncoderFactory(config.to_dict())
-                weights = key_weights(model)
+                weights = model.key_weights()
                 note(f"{name}: encoding {sizes.entries:,} entries ...")
                 memory = LocalMemory(store, encoder=encoder, weights=weights)
                 model.attach(stack.enter_context(memory))

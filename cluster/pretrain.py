@@ -26,7 +26,7 @@ from cluster.trainer_actor import Gang, TrainerDied, first_failure, trainer_gang
 from memory_server.ray_client import RayMemory
 from memory_server.store import Store
 from model import KeyEncoderFactory, PlugLMConfig
-from trainer.build import build_model, key_weights
+from trainer.build import build_model
 from trainer.checkpoint import latest_checkpoint, read_key_weights
 from trainer.errors import TrainingError
 from trainer.evaluate import describe_evaluation
@@ -120,7 +120,7 @@ def run_task(
         # Found again: another driver may have ended meanwhile.
         start = checks.find_start(config, run_dir, resume=resume, content=first_content)
         weights = (
-            key_weights(model) if start.checkpoint is None else read_key_weights(start.checkpoint)
+            model.key_weights() if start.checkpoint is None else read_key_weights(start.checkpoint)
         )
         task = make_task(start.state.content_version)
         return _run(config, source, task, start, shape, weights, run_dir, tell, notes, after)

@@ -17,7 +17,6 @@ from memory_server.errors import TokenizerMismatch
 from memory_server.local import LocalMemory
 from memory_server.store import Store
 from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM
-from trainer.build import key_weights
 from trainer.corpus.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 
@@ -52,7 +51,7 @@ class TrainedModel:
                 f"{self.max_positions} or less"
             )
         encoder = KeyEncoderFactory(self.model.config.to_dict(), device=self.device)
-        weights = key_weights(self.model)
+        weights = self.model.key_weights()
         return LocalMemory(store, encoder=encoder, weights=weights, device=self.device)
 
     def check_fingerprint(self, fingerprint: str, owner: str) -> None:

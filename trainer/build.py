@@ -6,9 +6,8 @@ import logging
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from model import PlugLMConfig, PlugLMForMaskedLM, is_key_weight
+from model import PlugLMConfig, PlugLMForMaskedLM
 from model.bert_weights import (
     check_bert,
     check_pluglm,
@@ -87,15 +86,6 @@ def build_model(config: PlugLMConfig, *, seed: int, init_from: str = "") -> Plug
     if init_from:
         _take_weights(model, init_from)
     return model
-
-
-def key_weights(model: PlugLMForMaskedLM) -> dict[str, Tensor]:
-    """Float32 CPU copies of the weights that make the memory's keys."""
-    return {
-        name: p.detach().to("cpu", torch.float32, copy=True)
-        for name, p in model.pluglm.named_parameters()
-        if is_key_weight(name, model.config)
-    }
 
 
 def _take_weights(model: PlugLMForMaskedLM, init_from: str) -> None:

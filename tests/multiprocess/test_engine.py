@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model import PlugLMForMaskedLM
 from tests.multiprocess.ranks import run_ranks
-from trainer.build import build_model, key_weights, model_config
+from trainer.build import build_model, model_config
 from trainer.distributed import barrier, sum_over_ranks
 from trainer.engine import TrainingEngine
 from trainer.optim import lr_factor, make_optimizer
@@ -156,7 +156,7 @@ def on_a_rank(rank: int, folder: str) -> Numbers:
             "losses": losses,
             "grad_norm": norms,
             "weights": named,
-            "keys": key_weights(model),
+            "keys": model.key_weights(),
             "buffers": {name: b.clone() for name, b in model.named_buffers()},
         }
     for stage in STAGES:

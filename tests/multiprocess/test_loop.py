@@ -18,7 +18,7 @@ from torch import Tensor
 from memory_server.local import LocalMemory
 from model import KeyEncoderFactory, PlugLMForMaskedLM
 from tests.multiprocess.ranks import run_ranks
-from trainer.build import build_model, key_weights, model_config
+from trainer.build import build_model, model_config
 from trainer.checkpoint import (
     CheckpointState,
     checkpoint_path,
@@ -170,7 +170,7 @@ class Place:
             encoder_step=0,
             published_step=0,
         )
-        weights: Mapping[str, Tensor] = key_weights(build_model(config, seed=settings.run.seed))
+        weights: Mapping[str, Tensor] = build_model(config, seed=settings.run.seed).key_weights()
         checkpoint = None
         if resume:
             checkpoint = committed_checkpoints(run_dir)[-1]

@@ -12,7 +12,6 @@ import torch
 
 from memory_server.local import LocalMemory
 from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM
-from trainer.build import key_weights
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.data.stream import TrainBatch
 from trainer.world.facts import Fact, World
@@ -78,7 +77,7 @@ def small_world(home: Path, *, size: int = 20, **options: object) -> Iterator[Sm
     memory = LocalMemory(
         home / "store",
         encoder=KeyEncoderFactory(model.config.to_dict()),
-        weights=key_weights(model),
+        weights=model.key_weights(),
     )
     with memory:
         facts = World(3, 0, size).facts

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, DistilBertConfi
 
 from model import KeyEncoderFactory, PlugLMConfig, is_key_weight
 from model.rows import Rows
-from trainer.build import build_model, key_weights, model_config
+from trainer.build import build_model, model_config
 from trainer.settings import ConfigError, ModelSettings
 
 
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_callers_randomness_
 
 def test_key_weights_make_an_encoder_and_are_copies() -> None:
     model = build_model(config(dropout=0.0), seed=0)
-    weights = key_weights(model)
+    weights = model.key_weights()
     named = dict(model.pluglm.named_parameters())
     assert set(weights) == {name for name in named if is_key_weight(name, model.config)}
     tokens_NS = torch.randint(4, 40, (5, 7))

@@ -92,7 +92,9 @@ def test_the_memory_path_has_its_own_rate() -> None:
         assert any(part in name for name in scaled), part
     everyone = {"embeddings", "attention", "ffn", "head"}
     assert not any(set(name.split(".")) & everyone for name in scaled)
-    made_of_keys = {f"pluglm.{n}" for n, _ in model.pluglm.named_parameters() if is_key_weight(n, model.config)}
+    made_of_keys = {
+        f"pluglm.{n}" for n, _ in model.pluglm.named_parameters() if is_key_weight(n, model.config)
+    }
     assert {n for n in made_of_keys if "entry_encoder" in n} <= scaled
 
 

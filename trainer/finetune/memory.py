@@ -14,7 +14,6 @@ from transformers import TrainerCallback
 from memory_server.local import INITIAL_TIMEOUT_S, LocalMemory
 from memory_server.stored_vectors import ABOUT
 from model import KeyEncoderFactory
-from trainer.build import key_weights
 from trainer.convert.freeze import freeze_vectors
 from trainer.finetune.settings import MemorySettings
 
@@ -32,7 +31,7 @@ class ReadMemory:
         self.memory = memory
         self.settings = settings
         self.vectors = vectors
-        self._at_start = key_weights(model) if settings.mode == "live" else None
+        self._at_start = model.key_weights() if settings.mode == "live" else None
         self._renewed = False
 
     def plug_into(self, model: Any) -> None:
@@ -51,7 +50,7 @@ class ReadMemory:
 
     def renew(self, model: Any, step: int) -> None:
         """Search keys that are made with the model's current weights; blocks while they are."""
-        self._switch(key_weights(model), step=step)
+        self._switch(model.key_weights(), step=step)
         self._renewed = True
 
     def _switch(self, weights: dict[str, Any], *, step: int) -> None:
@@ -106,6 +105,6 @@ def open_memory(
     else:
         say(f"computing the keys of the entries of {store} ...")
         encoder = KeyEncoderFactory(model.config.to_dict(), device)
-        opened = LocalMemory(store, encoder=encoder, weights=key_weights(model), device=device)
+        opened = LocalMemory(store, encoder=encoder, weights=model.key_weights(), device=device)
     with opened:
         yield ReadMemory(opened, settings, model, vectors)

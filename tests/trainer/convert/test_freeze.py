@@ -17,7 +17,6 @@ from model import (
     PlugLMForSequenceClassification,
 )
 from tests.toy_memory import ENTRY_TOKENS, VOCAB, toy_entries, toy_store
-from trainer.build import key_weights
 from trainer.convert.errors import ConversionError
 from trainer.convert.freeze import freeze_vectors
 
@@ -68,7 +67,7 @@ def test_a_memory_of_stored_vectors_answers_and_reads_as_one_that_encodes(
     ids_BT = torch.randint(1, VOCAB, (3, 10))
     encoder = KeyEncoderFactory(model.config.to_dict())
     stored = LocalMemory(store, vectors=vectors)
-    encoding = LocalMemory(store, encoder=encoder, weights=key_weights(model))
+    encoding = LocalMemory(store, encoder=encoder, weights=model.key_weights())
     frozen = PlugLMForMaskedLM(config(**changes, fixed_keys=True, fixed_values=True)).eval()
     frozen.load_state_dict(model.state_dict())
     outputs = []

@@ -107,7 +107,6 @@ def test_the_saved_model_and_a_memory_of_its_own_keys_give_the_predictions_again
     home: Path, tmp_path: Path
 ) -> None:
     from model import KeyEncoderFactory
-    from trainer.build import key_weights
 
     memory = {"store": str(home / "store"), "top_k": 2, "refresh_every_steps": 3}
     given = settings(pets(home), home / "pluglm", tmp_path / "run", memory=memory)
@@ -118,7 +117,7 @@ def test_the_saved_model_and_a_memory_of_its_own_keys_give_the_predictions_again
     model = AutoModelForSequenceClassification.from_pretrained(saved).eval()
     encoder = KeyEncoderFactory(model.config.to_dict())
     with LocalMemory(
-        about["memory"]["store"], encoder=encoder, weights=key_weights(model)
+        about["memory"]["store"], encoder=encoder, weights=model.key_weights()
     ) as again:
         model.attach(again)
         inputs = AutoTokenizer.from_pretrained(saved)("the fig is here", return_tensors="pt")

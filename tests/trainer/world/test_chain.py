@@ -14,7 +14,7 @@ from memory_server.local import LocalMemory
 from memory_server.store import Store
 from model import KeyEncoderFactory, PlugLMForMaskedLM
 from tests.multiprocess.ranks import run_ranks
-from trainer.build import build_model, key_weights, model_config
+from trainer.build import build_model, model_config
 from trainer.checkpoint import CheckpointState, checkpoint_path, read_key_weights, read_state
 from trainer.control import Control
 from trainer.corpus.tokenizer import load_tokenizer
@@ -69,7 +69,7 @@ def open_memory(
     shape = shape_of(config, world)
     state = None if checkpoint is None else read_state(checkpoint)
     weights = (
-        key_weights(build_model(shape, seed=config.run.seed))
+        build_model(shape, seed=config.run.seed).key_weights()
         if checkpoint is None
         else read_key_weights(checkpoint)
     )

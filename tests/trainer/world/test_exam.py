@@ -9,7 +9,7 @@ import pytest
 from memory_server.local import LocalMemory
 from memory_server.store import Store
 from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM
-from trainer.build import build_model, key_weights
+from trainer.build import build_model
 from trainer.world.exam import Answers, Exam, choose_fact, describe_exam, examine, run_exam
 from trainer.world.facts import Fact, World
 from trainer.world.store import build_world_store
@@ -69,7 +69,7 @@ def test_an_untrained_model_fails_and_leaves_memory_and_store_as_they_were(tmp_p
     build_world_store(tmp_path / "s", worlds=1, seed=1, size=150, tokenizer_fingerprint="words")
     store, facts = Store.open(tmp_path / "s"), World(1, 0, 150).facts
     factory = KeyEncoderFactory(model.config.to_dict())
-    with LocalMemory(store, encoder=factory, weights=key_weights(model)) as memory:
+    with LocalMemory(store, encoder=factory, weights=model.key_weights()) as memory:
         before = store.head()
         exam = run_exam(model, memory, store, tokenizer, facts, k=3, remove=20)
         assert memory.info().content_version == before
