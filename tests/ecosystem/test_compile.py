@@ -57,8 +57,7 @@ def compile_layers(model: Any, backend: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("head", ["MaskedLM", "SequenceClassification"])
-@pytest.mark.parametrize("whole", [False, True], ids=["layers", "whole"])
+@pytest.mark.parametrize(("head", "whole"), [("MaskedLM", False), ("SequenceClassification", True)])
 def test_traced_graphs_are_the_model(head: str, whole: bool, store: Store) -> None:
     """With padding, which is packed, and with batch statistics, which count: both break graphs."""
     model = make_model(head, query_norm="batch", memory_init="normal")
