@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from trainer.errors import TrainingError
 from trainer.finetune.encoded import EncodedRows, PaddedBatches
 from trainer.finetune.heads import Head
+from trainer.finetune.order import EpochOrder
 from trainer.finetune.settings import FinetuneSettings
 
 Say = Callable[[str], None]
@@ -66,40 +65,18 @@ def training_arguments(
 
 
 class TaskTrainer(Trainer):
-    """A Trainer whose batches hold sequences of like length, in training only.
+    """A Trainer whose training rows come in an order of our own; evaluations are in the file's.
 
-    The Trainer's own settings for this, and for leaving out an incomplete batch, would reorder and
-    shorten evaluations as well.
+    The Trainer's own settings for batches of like length, and for leaving out an incomplete batch,
+    would reorder and shorten evaluations as well.
     """
 
-    def __init__(self, *given: Any, group_by_length: bool, leave_out: int, **named: Any) -> None:
+    def __init__(self, *given: Any, order: EpochOrder, **named: Any) -> None:
         super().__init__(*given, **named)
-        self._group_by_length = group_by_length
-        self._leave_out = leave_out
+        self._order = order
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        sampler: Any
-        if self._group_by_length and isinstance(dataset, EncodedRows):
-            size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            sampler = LengthGroupedSampler(size, lengths=dataset.lengths)
-        else:
-            sampler = super()._get_train_sampler(train_dataset)
-        return AllButLast(sampler, self._leave_out) if self._leave_out else sampler
-
-
-class AllButLast(Sampler[int]):
-    """Another sampler's order without its last few rows."""
-
-    def __init__(self, order: Sampler[int], leave_out: int) -> None:
-        self._order = order
-        self._kept = len(order) - leave_out  # type: ignore[arg-type]
-
-    def __len__(self) -> int:
-        return self._kept
-
-    def __iter__(self) -> Iterator[int]:
-        return islice(iter(self._order), self._kept)
+        return self._order
 
 
 class Watch(TrainerCallback):
@@ -145,7 +122,7 @@ def make_trainer(
     """A Trainer that measures dev after each epoch and keeps the best weights.
 
     Args:
-        leave_out: training rows at the end of each epoch's order that are not learned from.
+        leave_out: training rows, others in each epoch, that are not learned from.
     """
 
     def dev_scores(output: Any) -> dict[str, float]:
@@ -154,6 +131,7 @@ def make_trainer(
     callbacks: list[TrainerCallback] = [Watch(seed, settings.task.deciding_metric, say)]
     if settings.train.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(settings.train.early_stopping_patience))
+    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
     trainer = TaskTrainer(
         model=model,
         args=arguments,
@@ -162,8 +140,12 @@ def make_trainer(
         data_collator=PaddedBatches(pad_token_id=tokenizer.pad_token_id),
         compute_metrics=dev_scores,
         callbacks=callbacks,
-        group_by_length=settings.train.group_by_length,
-        leave_out=leave_out,
+        order=EpochOrder(
+            encoded["train"].lengths,
+            seed=seed,
+            group_size=batch if settings.train.group_by_length else 0,
+            leave_out=leave_out,
+        ),
     )
     trainer.remove_callback(PrinterCallback)
     if not settings.run.progress:
