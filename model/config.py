@@ -65,8 +65,13 @@ class PlugLMConfig(PreTrainedConfig):
     """
 
     model_type = "pluglm"
-    # A report on the memory, not a prediction: transformers.Trainer must not collect it.
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["retrievals"]
+    # Reports, not predictions: transformers.Trainer must not collect them.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "retrievals",
+        "mlm_loss",
+        "retrieval_loss",
+        "hidden_states",
+    ]
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -110,6 +115,7 @@ class PlugLMConfig(PreTrainedConfig):
         self._check()
 
     def _check(self) -> None:
+        self._check_types()
         for name, allowed in _CHOICES.items():
             given = getattr(self, name)
             if given not in allowed:
@@ -160,6 +166,21 @@ class PlugLMConfig(PreTrainedConfig):
                 "legacy checkpoints have value_pooling 'shared'; set legacy=False for others"
             )
 
+    def _check_types(self) -> None:
+        """Numbers and switches come from JSON, where a quoted one looks much like a real one."""
+        for name, default in _DEFAULTS.items():
+            given = getattr(self, name)
+            if isinstance(default, bool):
+                if not isinstance(given, bool):
+                    raise ValueError(f"{name} is {given!r}; allowed: true or false")
+            elif isinstance(default, int) and given is not None:
+                if isinstance(given, bool) or not isinstance(given, int):
+                    raise ValueError(f"{name} is {given!r}; it must be a whole number")
+            elif isinstance(default, float) and (
+                isinstance(given, bool) or not isinstance(given, int | float)
+            ):
+                raise ValueError(f"{name} is {given!r}; it must be a number")
+
     def _check_entry_encoder(self) -> None:
         layers, plain = self.entry_encoder_layers, self.num_hidden_layers - self.num_memory_layers
         if self.entry_encoder == "word_embedding" and layers:
@@ -177,3 +198,11 @@ class PlugLMConfig(PreTrainedConfig):
     def ignored_label(self) -> int:
         """The label of positions that carry no loss."""
         return -1 if self.legacy else -100
+
+
+# By name, of the settings that are this class's own.
+_DEFAULTS: dict[str, Any] = {
+    name: getattr(PlugLMConfig, name)
+    for name in PlugLMConfig.__annotations__
+    if isinstance(getattr(PlugLMConfig, name), bool | int | float)
+}

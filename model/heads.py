@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.utils.generic import can_return_tuple
 
 from model.config import PlugLMConfig
 from model.full_precision import widened
-from model.inputs import check_labels, check_layout, check_numbers, checked_mask
+from model.inputs import (
+    check_labelled_tokens,
+    check_labels,
+    check_layout,
+    check_numbers,
+    checked_mask,
+    describe,
+)
 from model.modeling import PlugLMModel, PlugLMPreTrainedModel
 from model.outputs import QuestionAnsweringOutput, TaskOutput
 from model.retrieval import Lookup
@@ -53,6 +61,7 @@ class PlugLMForSequenceClassification(PlugLMPreTrainedModel):
         self.head = SequenceHead(config)
         self.post_init()  # type: ignore[no-untyped-call]
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor,
@@ -84,6 +93,7 @@ class PlugLMForSequenceClassification(PlugLMPreTrainedModel):
             lookup=lookup,
             first_only=True,
             output_attention=output_attention,
+            return_dict=True,
         )
         logits_BC = self.head(encoded.last_hidden_state)
         loss = None
@@ -94,6 +104,10 @@ class PlugLMForSequenceClassification(PlugLMPreTrainedModel):
     def _checked_kind(self, labels: Tensor, batch: int) -> str:
         """The problem type that these labels, which it has, are for."""
         classes = _classes(self.config)
+        if not isinstance(labels, Tensor):
+            raise TypeError(
+                f"labels is {describe(labels)}; allowed: a tensor, one row per sequence"
+            )
         kind = str(self.config.problem_type or _problem_type(classes, labels))
         if kind == "single_label_classification":
             check_labels("labels", labels, torch.Size([batch]), classes, IGNORED_LABEL)
@@ -111,6 +125,7 @@ class PlugLMForTokenClassification(PlugLMPreTrainedModel):
         self.head = TokenHead(config, _classes(config), _dropout(config))
         self.post_init()  # type: ignore[no-untyped-call]
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor,
@@ -135,12 +150,14 @@ class PlugLMForTokenClassification(PlugLMPreTrainedModel):
             check_layout(input_ids, self.config)
             classes = _classes(self.config)
             check_labels("labels", labels, input_ids.shape, classes, IGNORED_LABEL)
+            check_labelled_tokens(labels, IGNORED_LABEL, attention_mask)
         encoded = self.pluglm(
             input_ids,
             attention_mask,
             token_type_ids,
             lookup=lookup,
             output_attention=output_attention,
+            return_dict=True,
         )
         logits_BTC = self.head(encoded.last_hidden_state)
         loss = None
@@ -159,6 +176,7 @@ class PlugLMForQuestionAnswering(PlugLMPreTrainedModel):
         self.head = TokenHead(config, 2, 0.0)
         self.post_init()  # type: ignore[no-untyped-call]
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor,
@@ -193,6 +211,7 @@ class PlugLMForQuestionAnswering(PlugLMPreTrainedModel):
             token_type_ids,
             lookup=lookup,
             output_attention=output_attention,
+            return_dict=True,
         )
         start_BT, end_BT = self.head(encoded.last_hidden_state).unbind(-1)
         if attention_mask is not None:
@@ -252,7 +271,10 @@ def _dropout(config: PlugLMConfig) -> float:
 
 
 def _classes(config: PlugLMConfig) -> int:
-    return int(config.num_labels or 0)
+    classes = int(config.num_labels or 0)
+    if classes < 1:
+        raise ValueError(f"num_labels is {config.num_labels}; it must be at least 1")
+    return classes
 
 
 def _problem_type(num_labels: int, labels: Tensor) -> str:

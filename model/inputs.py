@@ -48,6 +48,52 @@ def checked_mask(
     return mask_BT
 
 
+def check_wanted(wanted_BT: Any, input_ids: Tensor, *, first_only: bool) -> None:
+    """Check a choice of positions.
+
+    Raises:
+        TypeError, ValueError: not bool [B,T], or chosen in two ways at once.
+    """
+    if first_only:
+        raise ValueError("wanted_BT and first_only both choose positions; give one of them")
+    if not isinstance(wanted_BT, Tensor) or wanted_BT.dtype != torch.bool:
+        raise TypeError(f"wanted_BT is {describe(wanted_BT)}; allowed: a tensor of bool")
+    _check_shape("wanted_BT", wanted_BT, input_ids)
+
+
+def check_entries(name: str, tokens_nS: Any, config: PlugLMConfig) -> None:
+    """Check tokens of entries.
+
+    Raises:
+        TypeError, ValueError: not integers [n,S], longer than the positions, beyond the vocabulary.
+    """
+    _check_integers(name, tokens_nS)
+    longest = config.max_position_embeddings
+    if tokens_nS.ndim != 2 or not 1 <= tokens_nS.shape[1] <= longest:
+        raise ValueError(
+            f"{name} is {describe(tokens_nS)}; allowed: [entries, 1 to {longest} tokens]"
+        )
+    _check_range(name, tokens_nS, config.vocab_size, "vocab_size", "another tokenizer's ids")
+
+
+def check_labelled_tokens(labels: Tensor, ignored: int, attention_mask: Tensor | None) -> None:
+    """Check that no label stands in the padding, which is not computed.
+
+    Raises:
+        ValueError: one does.
+    """
+    if torch.compiler.is_compiling() or not isinstance(attention_mask, Tensor):
+        return
+    if attention_mask.shape != labels.shape:
+        return  # the encoder refuses the mask itself
+    if bool(((labels != ignored) & (attention_mask == 0)).any()):
+        if bool(((attention_mask != 0) & (attention_mask != 1)).any()):
+            return  # likewise
+        raise ValueError(
+            f"labels holds a label where attention_mask is 0; padding has the label {ignored}"
+        )
+
+
 def check_layout(input_ids: Any, config: PlugLMConfig) -> None:
     """Check dtype and shape of token ids, without waiting for the device.
 

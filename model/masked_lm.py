@@ -8,11 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.initialization import zeros_
+from transformers.utils.generic import can_return_tuple
 
 from model.attention import CopyLinear
 from model.config import PlugLMConfig
 from model.full_precision import widened
-from model.inputs import check_labels, check_layout
+from model.inputs import (
+    check_entries,
+    check_labelled_tokens,
+    check_labels,
+    check_layout,
+    describe,
+)
 from model.losses import retrieval_loss
 from model.modeling import PlugLMModel, PlugLMPreTrainedModel
 from model.outputs import MaskedLMOutput
@@ -72,6 +79,7 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
         if isinstance(module, MaskedLMHead):
             zeros_(module.decoder_bias)
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor,
@@ -107,12 +115,13 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
                 vocabulary; positive_tokens without positive_ids and doc_ids, or without a memory.
         """
         if positive_tokens is not None:
-            self._check_positives(positive_ids, doc_ids, lookup)
+            self._check_positives(positive_tokens, positive_ids, doc_ids, lookup, input_ids)
         wanted_BT = None
         if labels is not None:
             check_layout(input_ids, self.config)
             ignored = self.config.ignored_label
             check_labels("labels", labels, input_ids.shape, self.config.vocab_size, ignored)
+            check_labelled_tokens(labels, ignored, attention_mask)
             wanted_BT = labels != ignored
         sparse = self.config.sparse_prediction
         encoded = self.pluglm(
@@ -122,6 +131,7 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
             lookup=lookup,
             wanted_BT=wanted_BT if sparse else None,
             output_attention=output_attention,
+            return_dict=True,
         )
         logits = self.head(encoded.last_hidden_state)
         if labels is None or wanted_BT is None:
@@ -151,10 +161,26 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
         )
 
     def _check_positives(
-        self, positive_ids: Tensor | None, doc_ids: Tensor | None, lookup: Lookup | None
+        self,
+        positive_tokens: Tensor,
+        positive_ids: Tensor | None,
+        doc_ids: Tensor | None,
+        lookup: Lookup | None,
+        input_ids: Tensor,
     ) -> None:
         if positive_ids is None or doc_ids is None:
             raise ValueError("positive_tokens needs positive_ids and doc_ids beside it")
+        check_entries("positive_tokens", positive_tokens, self.config)
+        for name, given in (
+            ("positive_tokens", positive_tokens[:, 0]),
+            ("positive_ids", positive_ids),
+            ("doc_ids", doc_ids),
+        ):
+            if given.shape != input_ids.shape[:1]:
+                raise ValueError(
+                    f"{name} is for {list(given.shape)} sequences, but input_ids is "
+                    f"{describe(input_ids)}; give one row per sequence"
+                )
         plugged = lookup is not None or self.has_memory
         if not plugged or not self.config.num_memory_layers:
             raise ValueError(

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.initialization import constant_, eye_, ones_, zeros_
+from transformers.utils.generic import can_return_tuple
 
 from model.attention import CopyLinear, KnowledgeAttention
 from model.config import PlugLMConfig
 from model.embeddings import Embeddings, TypeEmbedding
 from model.entry_encoder import EncodedEntries, EntryEncoder, embed_entries, is_key_weight
-from model.inputs import checked_mask
+from model.inputs import check_entries, check_wanted, checked_mask
 from model.layers import MemoryLayer, PlainLayer
 from model.outputs import PlugLMOutput
 from model.plug import lookup_of
-from model.query_norm import QueryBatchNorm
+from model.query_norm import QueryBatchNorm, sum_over_ranks
 from model.reading import read_memory
 from model.retrieval import LayerRetrieval, Lookup, ReadMemory
 from model.rows import Rows
@@ -61,6 +62,17 @@ class PlugLMPreTrainedModel(PreTrainedModel):
     def has_memory(self) -> bool:
         """Whether a memory is attached."""
         return self._encoder()._lookup is not None
+
+    def share_statistics(self) -> None:
+        """Make the query BatchNorm's statistics those of all data-parallel ranks.
+
+        For training loops other than this project's, such as `transformers.Trainer` under torchrun;
+        the process group must have been started, and from then on every rank must call the model
+        in training mode equally often. Without query_norm "batch" it does nothing.
+        """
+        for module in self.modules():
+            if isinstance(module, QueryBatchNorm):
+                module.reduce_sum = sum_over_ranks
 
     def key_weights(self) -> dict[str, Tensor]:
         """Float32 CPU copies of the weights that make the memory's keys, named as in `PlugLMModel`.
@@ -135,12 +147,15 @@ class PlugLMModel(PlugLMPreTrainedModel):
         Args:
             tokens_nS: int64, padded with the pad token; [CLS] or not as the memory's entries are.
         """
-        return cast(EncodedEntries, self.entry_encoder(*self._entry_vectors(tokens_nS)))
+        check_entries("tokens_nS", tokens_nS, self.config)
+        return self._encode(tokens_nS)
 
     def entry_keys(self, tokens_nS: Tensor) -> Tensor:
         """The keys [n,Q] alone."""
+        check_entries("tokens_nS", tokens_nS, self.config)
         return cast(Tensor, self.entry_encoder(*self._entry_vectors(tokens_nS), keys_only=True))
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor,
@@ -151,6 +166,7 @@ class PlugLMModel(PlugLMPreTrainedModel):
         wanted_BT: Tensor | None = None,
         first_only: bool = False,
         output_attention: bool = False,
+        output_hidden_states: bool | None = None,
     ) -> PlugLMOutput:
         """Encode sequences.
 
@@ -165,11 +181,21 @@ class PlugLMModel(PlugLMPreTrainedModel):
             first_only: likewise for every sequence's first position; [B,H]. Its sizes are known, so
                 that nothing waits and graphs can be traced.
             output_attention: report the knowledge attention.
+            output_hidden_states: report the embeddings and every layer's output.
+
+        `return_dict=False` returns a tuple, as in transformers.
 
         Raises:
             TypeError, ValueError: the inputs, or the memory's answer, do not fit the model.
         """
         mask_BT = checked_mask(input_ids, attention_mask, token_type_ids, self.config)
+        if wanted_BT is not None:
+            check_wanted(wanted_BT, input_ids, first_only=first_only)
+        if lookup is not None and not callable(lookup):
+            raise TypeError(
+                f"lookup is {type(lookup).__name__}; allowed: a callable that takes queries [B,Q], "
+                "or None; attach() takes a memory"
+            )
         rows = self._layout(mask_BT, known_full=attention_mask is None)
         chosen = rows.first() if first_only else None
         if wanted_BT is not None:
@@ -178,6 +204,7 @@ class PlugLMModel(PlugLMPreTrainedModel):
         if lookup is None and self.config.num_memory_layers:
             self._say_no_memory()
         x = self.embeddings(input_ids, token_type_ids, rows)
+        hidden_states = [rows.unpack(x)] if output_hidden_states else None
         retrievals: list[LayerRetrieval] = []
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
@@ -191,8 +218,14 @@ class PlugLMModel(PlugLMPreTrainedModel):
                     retrievals.append(retrieval)
             else:
                 x = layer(x, rows, wanted)
+            if hidden_states is not None:
+                hidden_states.append(x if wanted is not None else rows.unpack(x))
         hidden = x if chosen is not None else rows.unpack(x)
-        return PlugLMOutput(last_hidden_state=hidden, retrievals=tuple(retrievals))
+        return PlugLMOutput(
+            last_hidden_state=hidden,
+            hidden_states=None if hidden_states is None else tuple(hidden_states),
+            retrievals=tuple(retrievals),
+        )
 
     def _layout(self, mask_BT: Tensor, *, known_full: bool) -> Rows:
         """Whether padding is computed: where positions mix, or sizes must be static, it is."""
@@ -205,10 +238,14 @@ class PlugLMModel(PlugLMPreTrainedModel):
         return partial(
             read_memory,
             lookup=lookup,
-            encode=self.encode_entries,
+            # The memory's answer has been checked.
+            encode=self._encode,
             config=self.config,
             layer=layer,
         )
+
+    def _encode(self, tokens_nS: Tensor) -> EncodedEntries:
+        return cast(EncodedEntries, self.entry_encoder(*self._entry_vectors(tokens_nS)))
 
     def _entry_vectors(self, tokens_nS: Tensor) -> tuple[Tensor, Tensor]:
         mask_nS = tokens_nS != (self.config.pad_token_id or 0)

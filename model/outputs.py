@@ -16,10 +16,12 @@ class PlugLMOutput(ModelOutput):
 
     Attributes:
         last_hidden_state: [B,T,H], or [m,H] when only some positions were asked for.
+        hidden_states: the embeddings and each layer's output, where asked for.
         retrievals: one report per memory layer.
     """
 
     last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
     retrievals: tuple[LayerRetrieval, ...] | None = None
 
 

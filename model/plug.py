@@ -57,6 +57,8 @@ def lookup_of(memory: Any, k: int | None, config: PlugLMConfig) -> Plugged:
         )
     if isinstance(memory, Searchable):
         wanted = config.top_k if k is None else k
+        if isinstance(wanted, bool) or not isinstance(wanted, int):
+            raise TypeError(f"k is {wanted!r}; allowed: a whole number, or None for config.top_k")
         if wanted < 1:
             raise ValueError(f"k is {wanted}; allowed: 1 or more entries per query")
         info = getattr(memory, "info", None)

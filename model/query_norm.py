@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional
 from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 EPS = 1e-5
 MOMENTUM = 0.1
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum over all ranks of the default process group, differentiable; collective."""
+    summed: Tensor = dist.nn.functional.all_reduce(x)
+    return summed
 
 
 class QueryBatchNorm(nn.Module):
@@ -31,6 +42,7 @@ class QueryBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
         self.reduce_sum: Callable[[Tensor], Tensor] | None = None
+        self._said = False
 
     def forward(self, x_BQ: Tensor) -> Tensor:
         wide = x_BQ.to(torch.promote_types(x_BQ.dtype, torch.float32))
@@ -61,9 +73,20 @@ class QueryBatchNorm(nn.Module):
 
     def _sum_over_ranks(self, count: Tensor, x_Q: Tensor) -> tuple[Tensor, Tensor]:
         if self.reduce_sum is None:
+            self._say_if_ranks_differ()
             return count, x_Q
         packed = self.reduce_sum(torch.cat([count.detach(), x_Q]))
         return packed[:1].detach(), packed[1:]
+
+    def _say_if_ranks_differ(self) -> None:
+        """Other ranks have other statistics, which is right only where they train other models."""
+        if not self._said and dist.is_initialized() and dist.get_world_size() > 1:
+            self._said = True
+            log.warning(
+                "query_norm 'batch' normalises with this rank's batch alone, though there are %d "
+                "ranks; call model.share_statistics() once the process group is up",
+                dist.get_world_size(),
+            )
 
 
 def make_query_norm(kind: str, width: int) -> nn.Module:

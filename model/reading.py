@@ -56,7 +56,7 @@ def read_memory(
     retrieved = lookup(asked_BQ) if exporting else _search(lookup, asked_BQ)
     _check_answer(retrieved, query_BQ.shape[0], config)
     tokens_BKS = retrieved.tokens.to(query_BQ.device, torch.int64)
-    ids_BK = retrieved.ids.to(query_BQ.device)
+    ids_BK = retrieved.ids.to(query_BQ.device, torch.int64)
     found_BK1 = (ids_BK >= 0).unsqueeze(-1)
     per_token = config.value_pooling == "tokens"
     keys_BKQ = values_BKJH = None
@@ -103,9 +103,17 @@ def _encode_distinct(
     distinct_n, row_BK = torch.unique(ids_BK, return_inverse=True)
     if len(distinct_n) == ids_BK.numel():
         return encode(tokens_NS), every_BK
-    # Any place that holds an entry will do; equal ids have equal tokens.
+    # Any place that holds an entry will do: equal ids have equal tokens.
     place_n = torch.empty_like(distinct_n).scatter_(0, row_BK.flatten(), every_BK.flatten())
-    return encode(tokens_NS[place_n]), row_BK
+    distinct_nS = tokens_NS[place_n]
+    differs_N = (distinct_nS[row_BK.flatten()] != tokens_NS).any(1) & (ids_BK.flatten() >= 0)
+    if bool(differs_N.any()):
+        wrong = int(ids_BK.flatten()[differs_N][0])
+        raise ValueError(
+            f"the memory answered with the id {wrong} for entries with different tokens; an id "
+            "names one entry of the whole memory, not a place in one query's answer"
+        )
+    return encode(distinct_nS), row_BK
 
 
 def _stored(retrieved: RetrievedEntries, name: str, like: Tensor) -> Tensor:
@@ -134,6 +142,11 @@ def _check_answer(retrieved: Any, batch: int, config: PlugLMConfig) -> None:
         raise ValueError(
             f"the memory's entries have {length} tokens, but the model has {longest} positions "
             f"(max_position_embeddings); build a memory with entries of at most {longest} tokens"
+        )
+    if not length:
+        raise ValueError(
+            f"the memory answered with tokens {describe(retrieved.tokens)}; an entry has room for "
+            "at least one token"
         )
     bad = out_of_range(retrieved.tokens, 0, config.vocab_size - 1)
     if bad is not None:

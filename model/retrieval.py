@@ -18,7 +18,7 @@ class RetrievedEntries(Protocol):
 
     @property
     def ids(self) -> Tensor:
-        """int64 [B,K]; -1 marks a place with no entry."""
+        """int64 [B,K]; -1 marks a place with no entry. Equal ids are the same entry."""
 
     @property
     def tokens(self) -> Tensor:

@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
-from model.query_norm import QueryBatchNorm
 from tests.multiprocess.ranks import run_ranks
 from tests.reference.worlds import FlatMemory, World, assert_close, leaves, make_model
 
@@ -26,11 +23,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 SPLITS = ([16, 16], [27, 5])
 Numbers = dict[str, Tensor]
-
-
-def sum_over_ranks(x: Tensor) -> Tensor:
-    total: Tensor = all_reduce(x, op=dist.ReduceOp.SUM)
-    return total
 
 
 def world_of(case: str) -> World:
@@ -89,9 +81,7 @@ def on_a_rank(rank: int) -> dict[tuple[str, int, bool], Numbers]:
     results = {}
     for case, (cut, sizes), bf16 in itertools.product(CASES, enumerate(SPLITS), (False, True)):
         world = world_of(case)
-        for module in world.model.modules():
-            if isinstance(module, QueryBatchNorm):
-                module.reduce_sum = sum_over_ranks
+        world.model.share_statistics()
         first = sum(sizes[:rank])
         rows = slice(first, first + sizes[rank])
         results[case, cut, bf16] = one_pass(world, rows, bf16=bf16)
