@@ -66,10 +66,16 @@ class QueryBatchNorm(nn.Module):
                 "query_norm 'batch' needs at least 2 sequences per step over all ranks"
             )
         with torch.no_grad():
-            self.running_mean.lerp_(mean_Q.to(self.running_mean), MOMENTUM)
-            self.running_var.lerp_((var_Q * n / (n - 1)).to(self.running_var), MOMENTUM)
+            self._move(self.running_mean, mean_Q)
+            self._move(self.running_var, var_Q * n / (n - 1))
             self.num_batches_tracked += 1
         return mean_Q, var_Q
+
+    @staticmethod
+    def _move(running_Q: Tensor, batch_Q: Tensor) -> None:
+        """Towards the batch's value; one that is not finite is left out (the search refuses it)."""
+        moved_Q = running_Q.lerp(batch_Q.to(running_Q), MOMENTUM)
+        running_Q.copy_(torch.where(moved_Q.isfinite(), moved_Q, running_Q))
 
     def _sum_over_ranks(self, count: Tensor, x_Q: Tensor) -> tuple[Tensor, Tensor]:
         if self.reduce_sum is None:

@@ -202,3 +202,26 @@ def test_activation_checkpointing_is_refused(tmp_path: Path, store: Store) -> No
     trainer = make_trainer(tmp_path, store, gradient_checkpointing=True)
     with pytest.raises(ValueError, match="does not support activation checkpointing"):
         trainer.train()
+
+
+def test_masked_lm_is_measured_as_bert_is(tmp_path: Path) -> None:
+    """Dense logits where they are asked for, and nothing beside them."""
+    model = make_model("MaskedLM", sparse_prediction=False)
+    model.attach(None)
+    tokenizer = make_tokenizer()
+    rows = [dict(tokenizer(fact("apple", "red"))) for _ in range(4)]
+    seen: list[tuple[int, ...]] = []
+
+    def shapes(prediction: Any) -> dict[str, float]:
+        seen.append(prediction.predictions.shape)
+        return {"labelled": float((prediction.label_ids != -100).sum())}
+
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]),
+        eval_dataset=rows,
+        compute_metrics=shapes,
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.5),
+    )
+    trainer.evaluate()
+    assert seen == [(4, len(rows[0]["input_ids"]), model.config.vocab_size)]

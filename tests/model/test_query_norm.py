@@ -82,3 +82,15 @@ def test_the_other_norms_are_torchs() -> None:
     torch.testing.assert_close(
         make_query_norm("layer", 6)(x), torch.nn.functional.layer_norm(x, (6,), eps=1e-5)
     )
+
+
+def test_a_query_that_is_not_finite_leaves_the_running_statistics_as_they_were() -> None:
+    norm = QueryBatchNorm(3)
+    norm(torch.randn(4, 3))
+    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+    broken = torch.randn(4, 3)
+    broken[1, 2] = float("nan")
+    assert not norm(broken)[:, 2].isfinite().any()
+    assert norm.running_mean[2] == before["running_mean"][2]
+    assert norm.running_var[2] == before["running_var"][2]
+    assert norm.running_mean.isfinite().all()
