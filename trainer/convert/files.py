@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
 import shutil
+import struct
 import tempfile
 import warnings
 import zipfile
@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainer.convert.errors import ConversionError
+from trainer.convert.pickles import inspect_pickles
 
-_GLOBAL = re.compile(r"GLOBAL (\S+) was not an allowed|Unsupported (?:class|operand|type) (\S+)")
+_NAMED = 3  # of what a refused pickle asks for, how many names are told
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -35,6 +36,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ConversionError: it is missing, damaged, holds code, or is no dictionary of tensors.
     """
     _must_exist(path, "checkpoint")
+    if not path.stat().st_size:
+        raise ConversionError(f"{path} is empty, not a checkpoint; restore it from a copy")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
@@ -44,20 +47,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             loaded = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
-    except pickle.UnpicklingError as error:
-        match = _GLOBAL.search(str(error))
-        if match is None:
-            raise _damaged(path, error) from error
-        raise ConversionError(
-            f"{path} holds more than tensors (it asks for {match[1] or match[2]}), so it was not "
-            "opened: opening it could run code; save it again as plain tensors, with "
-            "torch.save(model.state_dict(), ...)"
-        ) from error
     except (
-        SafetensorError, RuntimeError, EOFError, ValueError, KeyError, TypeError, OSError,
-        AttributeError, IndexError, AssertionError,
+        pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError,
+        TypeError, OSError, AttributeError, IndexError, AssertionError, struct.error,
     ) as error:  # fmt: skip
-        raise _damaged(path, error) from error
+        raise _unreadable(path, error) from error
     if not isinstance(loaded, Mapping):
         raise ConversionError(
             f"{path} holds a {type(loaded).__name__}, not names and tensors; save "
@@ -148,9 +142,39 @@ def _must_exist(path: Path, what: str) -> None:
         raise ConversionError(f"there is no {what} {path}; correct the path")
 
 
-def _damaged(path: Path, error: Exception) -> ConversionError:
+def _unreadable(path: Path, error: Exception) -> ConversionError:
+    """Why a checkpoint was refused, in words that do not depend on torch's."""
+    if path.suffix == ".safetensors":
+        return _damaged(path, error)
+    content = inspect_pickles(path)
+    remedy = "get it as safetensors, or as torch.save(model.state_dict(), ...) writes it"
+    if content.foreign:
+        names = ", ".join(content.foreign[:_NAMED])
+        more = len(content.foreign) - _NAMED
+        return ConversionError(
+            f"{path} holds code, or objects that only code can make: it asks for {names}"
+            f"{f' and {more} more' if more > 0 else ''}. Nothing of it was run; use a file of "
+            f"plain tensors: {remedy}"
+        )
+    if isinstance(error, (RuntimeError, OSError)):  # of the archive, not of a pickle
+        return _damaged(path, error)
+    if content.whole:
+        return ConversionError(
+            f"{path} is a pickle that cannot be read as plain tensors, by torch.save's default "
+            f"protocol, so nothing of it was run; {remedy}"
+        )
     return ConversionError(
-        f"{path} is damaged, or no file of this kind ({_first_line(error)}); restore it from a copy"
+        f"{path} is not a checkpoint, or is damaged: no pickle and no archive of one; correct the "
+        "path, or restore it from a copy"
+    )
+
+
+def _damaged(path: Path, error: Exception) -> ConversionError:
+    line = _first_line(error)
+    # torch's advice is to load without care.
+    reason = "" if "weights_only" in line else f" ({line})"
+    return ConversionError(
+        f"{path} is damaged, or no file of this kind{reason}; restore it from a copy"
     )
 
 

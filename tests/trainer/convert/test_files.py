@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(
         load_tensors(tmp_path / name)
     told = str(caught.value)
     assert str(tmp_path / name) in told
-    assert "so it was not opened" in told
+    assert "Nothing of it was run" in told
     assert "\n" not in told
     assert not (tmp_path / "sprung").exists()
 
@@ -57,6 +59,111 @@ def test_a_bare_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match=r"ckpt\.pt"):
         load_tensors(tmp_path / "ckpt.pt")
     assert not (tmp_path / "sprung").exists()
+
+
+class Call:
+    """Pickled, it asks for a function."""
+
+    def __init__(self, function: Any, *given: Any) -> None:
+        self.function, self.given = function, given
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.given
+
+
+class Custom:
+    """An object that a file may hold, of a class that the reader need not have."""
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ConversionError) as caught:
+        load_tensors(path)
+    told = str(caught.value)
+    assert str(path) in told
+    for advice in ("weights_only", "Re-running", "add_safe_globals", "\n", "\x1b"):
+        assert advice not in told
+    return told
+
+
+CODE: dict[str, tuple[Any, str]] = {
+    "os.system": (Call(os.system, "touch sprung"), f"{os.name}.system"),
+    "subprocess.Popen": (Call(subprocess.Popen, ["touch", "sprung"]), "subprocess.Popen"),
+    "builtins.eval": (Call(eval, "open('sprung', 'w')"), "builtins.eval"),
+    "a custom class": (Custom(), f"{__name__}.Custom"),
+    "a whole model": (torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
+}
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "pickle 0", "pickle 2", "pickle 4"])
+@pytest.mark.parametrize("which", CODE)
+def test_code_is_named_never_run_and_the_way_out_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evil, name = CODE[which]
+    path = tmp_path / "evil.pt"
+    if kind.startswith("pickle"):
+        path.write_bytes(pickle.dumps({"trap": evil}, protocol=int(kind[-1])))
+    else:
+        state = {"weight": torch.ones(2), "trap": evil}
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    told = refused(path)
+    assert "holds code" in told
+    assert name in told
+    assert "Nothing of it was run" in told
+    assert "safetensors" in told
+    assert "torch.save(model.state_dict(), ...)" in told
+    assert "damaged" not in told
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_code_before_damage_is_still_named(tmp_path: Path) -> None:
+    whole = pickle.dumps(CODE["os.system"][0], protocol=2)
+    (tmp_path / "evil.pt").write_bytes(whole[:-1] + b"\xff")
+    assert "holds code" in refused(tmp_path / "evil.pt")
+
+
+def test_a_name_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "evil.pt").write_bytes(b"\x80\x02cos\n\x1b[2Jsystem\n.")
+    assert "os.?[2Jsystem" in refused(tmp_path / "evil.pt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"garbage",
+        b"\x80\x02garbage",
+        b"config\nfoo\n",
+        b"hello world\n",
+        b"\x80\x02Mx",
+        b"\x00" * 100,
+        b"version https://git-lfs.github.com/spec/v1\n",
+    ],
+)
+def test_garbage_is_no_checkpoint_and_holds_no_code(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "ckpt.pt").write_bytes(content)
+    told = refused(tmp_path / "ckpt.pt")
+    assert "is not a checkpoint" in told
+    assert "code" not in told
+
+
+def test_an_empty_file_and_one_that_is_cut_off_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    path.touch()
+    assert "is empty" in refused(path)
+    for new_format in (True, False):
+        torch.save({"w": torch.ones(999)}, path, _use_new_zipfile_serialization=new_format)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        told = refused(path)
+        assert "is damaged" in told
+        assert "code" not in told
+
+
+def test_plain_tensors_by_another_protocol_are_not_called_code(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(3)}, tmp_path / "ckpt.pt", pickle_protocol=4)
+    told = refused(tmp_path / "ckpt.pt")
+    assert "default protocol" in told
+    assert "code" not in told
 
 
 def test_an_array_of_objects_is_refused_and_not_run(tmp_path: Path) -> None:
