@@ -36,6 +36,10 @@ _THEIR_DEFAULTS: dict[str, Any] = {
     "document_encoder_type": "word_embedding", "document_encoder_pooler_type": "attentive",
     "return_I": False,
 }  # fmt: skip
+# Settings of runs, or of training by the published code: the model is the same without them.
+_WITHOUT_EFFECT = frozenset(
+    {"use_cache", "tokenized_document_path", "init_from_bert", "pretrained_bert_path", "return_I"}
+)
 _POOLERS = {"attentive": "attentive", "avg": "mean", "max": "max", "cls": "cls"}
 
 
@@ -76,6 +80,20 @@ def config_from_published(raw: Mapping[str, Any]) -> PlugLMConfig:
     settings["query_pooler"] = _pooler(given, "memory_pooler_type")
     settings["query_norm"] = "batch" if given["query_batchnorm"] else "none"
     return PlugLMConfig(**settings, legacy=True)
+
+
+def taken_by_default(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that shape the model and that the JSON does not name, with the value taken.
+
+    Args:
+        raw: as for `config_from_published`, which accepted it.
+    """
+    inner = raw.get("model_args", raw)
+    return {
+        name: value
+        for name, value in _THEIR_DEFAULTS.items()
+        if name not in inner and name not in _WITHOUT_EFFECT
+    }
 
 
 def config_to_published(config: PlugLMConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -179,6 +180,9 @@ def _describe(report: ConversionReport) -> str:
         if names or what in ("taken", "left", "made"):
             rows.append((what, f"{len(names):,} tensors"))
             rows += [("", part) for part in summarised(names)]
+    if report.defaults:
+        rows.append(("by default", f"{len(report.defaults):,} settings that the JSON leaves out"))
+        rows += [("", f"{name} = {json.dumps(value)}") for name, value in report.defaults.items()]
     rows += [(name, f"{value}") for name, value in report.memory.items() if value is not None]
     rows += [("note", note) for note in report.notes]
     rows.append(("report", f"{report.out}/{REPORT} names every tensor"))

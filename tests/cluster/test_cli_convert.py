@@ -39,6 +39,8 @@ def test_published_and_back(tmp_path: Path, capsys: Capture) -> None:
     printed = capsys.readouterr().out
     assert "pluglm.layers.0-2.ffn.dense_in" in printed
     assert "cls.seq_relationship" in printed
+    assert 'memory_pooler_type = "attentive"' in printed
+    assert "num_memory_layers =" not in printed
     assert str(tmp_path / "ours" / "model") in printed
     assert main(["memory", "info", str(tmp_path / "ours" / "memory")]) == 0
     assert str(ENTRIES) in capsys.readouterr().out
@@ -60,7 +62,9 @@ def test_a_checkpoint_with_code_is_one_line_and_is_not_run(tmp_path: Path, capsy
     words = ["convert", "published", str(files.checkpoint), "--config", str(files.config)]
     line = error_of([*words, "--out", str(tmp_path / "out")], capsys)
     assert str(files.checkpoint) in line
-    assert "could run code" in line
+    assert "holds code" in line
+    assert "pathlib" in line
+    assert "Nothing of it was run" in line
     assert sorted(p.name for p in tmp_path.iterdir()) == ["given"]
 
 

@@ -17,7 +17,11 @@ from model.published import (
     take_published,
     to_published,
 )
-from model.published_config import config_from_published, config_to_published
+from model.published_config import (
+    config_from_published,
+    config_to_published,
+    taken_by_default,
+)
 
 SIZES: dict[str, Any] = {
     "vocab_size": 20,
@@ -162,6 +166,15 @@ def test_settings_that_the_json_leaves_out_are_the_published_codes_own() -> None
     assert (config.num_memory_layers, config.key_size, config.top_k) == (6, 128, 5)
     assert config.legacy
     assert not config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_settings_that_the_json_leaves_out_are_named_with_what_was_taken(wrapped: bool) -> None:
+    whole = config_to_published(config_from_published(SIZES))
+    assert taken_by_default(whole) == {}
+    left_out = {"memory_k": 5, "query_batchnorm": True, "classifier_dropout": None}
+    part = {n: v for n, v in whole.items() if n not in left_out and n != "return_I"}
+    assert taken_by_default({"model_args": part} if wrapped else part) == left_out
 
 
 def test_what_is_missing_unknown_or_misshapen_is_named() -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from memory_server.stored_vectors import StoredVectors
 from model import PlugLMConfig, PlugLMForMaskedLM
 from model.published import TakenState, take_published
-from model.published_config import config_from_published
+from model.published_config import config_from_published, taken_by_default
 from trainer.convert.arrays import PublishedMemory, open_memory, write_store
 from trainer.convert.errors import ConversionError
 from trainer.convert.files import (
@@ -63,7 +63,7 @@ def convert_published(
         ConversionError: an input is unusable, or does not fit the others; names the file.
     """
     refuse_full(out)
-    settings = _settings(config)
+    settings, defaults = _settings(config)
     try:
         taken = take_published(load_tensors(checkpoint), settings, shapes_of(settings))
     except ConversionError:
@@ -82,7 +82,14 @@ def convert_published(
         settings.tokenizer_fingerprint = tokenizer_fingerprint(opened)
     likeness = None if memory is None else _likeness(memory, settings, taken)
     report = _report(
-        checkpoint, out, settings, taken, memory, likeness, has_tokenizer=opened is not None
+        checkpoint,
+        out,
+        settings,
+        defaults,
+        taken,
+        memory,
+        likeness,
+        has_tokenizer=opened is not None,
     )
     with written_beside(out) as directory:
         write_model(directory / MODEL, settings, taken.state, opened)
@@ -116,10 +123,11 @@ def _likeness(memory: PublishedMemory, config: PlugLMConfig, taken: TakenState) 
     return float(torch.nn.functional.cosine_similarity(made, stored).mean())
 
 
-def _settings(path: Path) -> PlugLMConfig:
+def _settings(path: Path) -> tuple[PlugLMConfig, dict[str, Any]]:
+    """The model's settings, and which of them the file does not name."""
     raw = read_json(path)
     try:
-        return config_from_published(raw)
+        return config_from_published(raw), taken_by_default(raw)
     except ValueError as error:
         raise ConversionError(f"{path}: {error}") from error
 
@@ -143,6 +151,7 @@ def _report(
     checkpoint: Path,
     out: Path,
     config: PlugLMConfig,
+    defaults: dict[str, Any],
     taken: TakenState,
     memory: PublishedMemory | None,
     likeness: float | None,
@@ -190,6 +199,7 @@ def _report(
         left=tuple(taken.left),
         made=taken.made,
         disagreeing=taken.disagreeing,
+        defaults=defaults,
         memory=facts,
         notes=tuple(notes),
     )

@@ -22,6 +22,8 @@ class ConversionReport:
         left: tensors of the source that the result has no place for.
         made: tensors of the result that the source does not have.
         disagreeing: names of the source whose tensor another name of the same tensor overrides.
+        defaults: settings that the source's configuration does not name, with the published
+            code's own value, which was taken.
         memory: facts about the memory; empty without one.
         notes: what else a person should know, one sentence each.
     """
@@ -32,6 +34,7 @@ class ConversionReport:
     left: tuple[str, ...] = ()
     made: tuple[str, ...] = ()
     disagreeing: tuple[str, ...] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -190,6 +190,20 @@ def test_fixed_vectors_need_no_projection_and_read_what_is_stored(tmp_path: Path
     assert back.keys() == state.keys()
 
 
+def test_settings_that_were_taken_by_default_are_in_the_report(
+    files: PublishedFiles, tmp_path: Path
+) -> None:
+    raw = json.loads(files.config.read_text())
+    del raw["model_args"]["memory_k"]
+    files.config.write_text(json.dumps(raw))
+    report = convert(files, tmp_path / "out")
+    assert report.defaults["memory_k"] == 5
+    assert report.defaults["knowledge_attention_type"] == "multi_head"
+    assert not report.defaults.keys() & raw["model_args"].keys()
+    written = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert written["defaults"] == report.defaults
+
+
 def test_copies_that_disagree_are_told(files: PublishedFiles, tmp_path: Path) -> None:
     state = random_state()
     state["cls.predictions.decoder.bias"] = state["cls.predictions.decoder.bias"] + 1
@@ -241,7 +255,7 @@ BAD: dict[str, tuple[Callable[[PublishedFiles], object], str]] = {
         lambda f: f.checkpoint.write_bytes(f.checkpoint.read_bytes()[:5000]),
         r"ckpt_8000\.pt is damaged",
     ),
-    "no checkpoint": (lambda f: f.checkpoint.write_text("hello\n"), r"ckpt_8000\.pt is damaged"),
+    "no checkpoint": (lambda f: f.checkpoint.write_text("hello\n"), r"ckpt_8000\.pt is not a checkpoint"),
     "id beyond": (
         lambda f: changed(f.documents, lambda a: with_value(a, 19, VOCAB)),
         r"tokenized\.npy has token 30 in row 19; the model's vocabulary has the ids 0 to 29",
