@@ -63,9 +63,7 @@ def convert_bert(
         ConversionError: the source is no usable BERT, or the parts do not go with it.
     """
     refuse_full(out)
-    opened = open_source(fetch_source(source))
-    if opened.model_type != "bert":
-        raise ConversionError(f"{source} is a PlugLM already; it can be used as it is")
+    opened = open_source(fetch_source(source), pluglm=False)
     try:
         check_computable(opened.config)
         tensors = opened.tensors()

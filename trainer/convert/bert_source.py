@@ -42,23 +42,30 @@ class ModelSource:
         )
 
 
-def open_source(path: Path) -> ModelSource:
+def open_source(path: Path, *, pluglm: bool = True) -> ModelSource:
     """Open a model directory, or one that holds it as model/, as conversions and runs do.
 
+    Args:
+        pluglm: whether a PlugLM will do as well as a BERT; without, it is refused.
+
     Raises:
-        ConversionError: there is no configuration, or it cannot be read.
+        ConversionError: there is no configuration, it cannot be read, or it is of another model.
     """
+    wanted = "BERT or PlugLM" if pluglm else "BERT"
     if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
         path = path / "model"
     if not (path / "config.json").is_file():
         raise ConversionError(
-            f"{path} holds no config.json; give the directory of a BERT-like or PlugLM checkpoint "
-            "in transformers' format"
+            f"{path} holds no config.json; give the directory of a {wanted} checkpoint in "
+            "transformers' format"
         )
     kind = str(read_json(path / "config.json").get("model_type"))
+    if kind == PlugLMConfig.model_type and not pluglm:
+        raise ConversionError(f"{path} is a PlugLM already; it can be used as it is")
     if kind not in ("bert", PlugLMConfig.model_type):
         raise ConversionError(
-            f"{path} is a {kind!r} model; only BERT-like checkpoints, or a PlugLM, can be the start"
+            f'{path} is a {kind!r} model; give a {wanted} checkpoint: the "model_type" of its '
+            f"config.json is 'bert'{f' or {PlugLMConfig.model_type!r}' if pluglm else ''}"
         )
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)

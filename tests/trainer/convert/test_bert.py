@@ -28,6 +28,7 @@ from transformers import (
 from model import PlugLMForMaskedLM
 from tests.trainer.convert.published_files import vocabulary_file
 from trainer.convert.bert import MemoryParts, convert_bert
+from trainer.convert.bert_source import open_source
 from trainer.convert.errors import ConversionError
 
 VOCAB = 40
@@ -251,7 +252,7 @@ def setting(**changes: Any) -> Callable[[Path], None]:
     [
         (without_a_layer, {}, r"bert\.encoder\.layer\.1\.attention\.self\.query\.weight is miss"),
         (another_shape, {}, r"embeddings\.LayerNorm\.bias has shape \[17\] instead of \[16\]"),
-        (setting(model_type="roberta"), {}, "is a 'roberta' model"),
+        (setting(model_type="roberta"), {}, "is a 'roberta' model; give a BERT checkpoint"),
         (setting(model_type="pluglm"), {}, "is a PlugLM already"),
         (setting(hidden_act="relu"), {}, "hidden_act is 'relu'"),
         (setting(position_embedding_type="relative_key"), {}, "position_embedding_type is"),
@@ -298,3 +299,17 @@ def test_a_real_six_layer_bert_with_its_tokenizer(tmp_path: Path) -> None:
     report = convert_bert(MINILM, tmp_path / "memory")
     assert len(report.taken) == 97
     assert "pooler.dense.weight" in report.left
+
+
+@pytest.mark.parametrize(
+    ("pluglm", "wanted", "kinds"),
+    [(True, "BERT or PlugLM", "is 'bert' or 'pluglm'"), (False, "BERT", "is 'bert'")],
+)
+def test_a_refusal_names_what_its_caller_takes(
+    tmp_path: Path, pluglm: bool, wanted: str, kinds: str
+) -> None:
+    with pytest.raises(ConversionError, match=f"give the directory of a {wanted} checkpoint"):
+        open_source(tmp_path, pluglm=pluglm)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ConversionError, match=f"give a {wanted} checkpoint: .* {kinds}$"):
+        open_source(tmp_path, pluglm=pluglm)

@@ -255,7 +255,10 @@ BAD: dict[str, tuple[Callable[[PublishedFiles], object], str]] = {
         lambda f: f.checkpoint.write_bytes(f.checkpoint.read_bytes()[:5000]),
         r"ckpt_8000\.pt is damaged",
     ),
-    "no checkpoint": (lambda f: f.checkpoint.write_text("hello\n"), r"ckpt_8000\.pt is not a checkpoint"),
+    "no checkpoint": (
+        lambda f: f.checkpoint.write_text("hello\n"),
+        r"ckpt_8000\.pt is not a checkpoint",
+    ),
     "id beyond": (
         lambda f: changed(f.documents, lambda a: with_value(a, 19, VOCAB)),
         r"tokenized\.npy has token 30 in row 19; the model's vocabulary has the ids 0 to 29",
