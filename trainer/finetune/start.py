@@ -191,7 +191,13 @@ def _renew_head(model: Any, fresh: Any) -> None:
     A masked-LM head may have weights of the same name, which mean something else.
     """
     prefix = f"{model.base_model_prefix}."
-    new = {k: v for k, v in fresh.state_dict().items() if not k.startswith(prefix)}
+    # BERT's pooler lies within the encoder, but is the first layer of a classifier's head, as
+    # PlugLM's `head.in_proj`, which is new: the baseline must begin like it.
+    new = {
+        name: value
+        for name, value in fresh.state_dict().items()
+        if not name.startswith(prefix) or name.startswith(f"{prefix}pooler.")
+    }
     model.load_state_dict(new, strict=False)
 
 

@@ -48,7 +48,7 @@ def test_the_page_opens_the_model_with_the_memory_that_it_was_measured_with(
         home / "pluglm",
         Path("runs/task"),
         memory={"store": str(home / "store"), "top_k": 1} | MEMORIES[kind],
-        train={"epochs": 3, "lr": 0.02},
+        train={"epochs": 2, "lr": 0.03},
     )
     checked = check(given, say=lambda line: None)
     claim(given, resume=False)

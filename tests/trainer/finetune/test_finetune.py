@@ -156,7 +156,7 @@ def test_every_split_is_measured_whole_in_its_own_order(home: Path, tmp_path: Pa
 def test_frozen_vectors_are_made_once_and_told(home: Path, tmp_path: Path) -> None:
     memory = {"store": str(home / "store"), "mode": "frozen", "top_k": 2}
     given = settings(
-        pets(home), home / "pluglm", tmp_path / "run", memory=memory, train={"epochs": 4}
+        pets(home), home / "pluglm", tmp_path / "run", memory=memory, train={"epochs": 10}
     )
     results = fine_tuned(given)
     assert mean(results, "test", "accuracy") > LEARNED
@@ -185,7 +185,7 @@ def test_the_same_settings_fine_tune_plain_bert_which_reads_no_memory(
         home / "bert",
         tmp_path / "run",
         memory=memory,
-        train={"epochs": 4},
+        train={"epochs": 10},
         evaluate={"without_memory": True},
     )
     results = fine_tuned(given, say=lines.append)
@@ -206,7 +206,7 @@ def test_pairs_and_regression(home: Path, tmp_path: Path, start: str) -> None:
         for row in pet_or_fruit(64)
     ]
     path = write_rows(tmp_path / "numbers.jsonl", rows)
-    given = settings(task("regression", path), home / start, tmp_path / "run", train={"epochs": 5})
+    given = settings(task("regression", path), home / start, tmp_path / "run", train={"epochs": 24})
     results = fine_tuned(given)
     assert mean(results, "dev", "pearson") > 0.8
     assert set(results["summary"]) == {"dev"}
@@ -355,6 +355,35 @@ def test_the_head_is_new_unless_training_goes_on_with_the_same_labels(
     assert not torch.equal(
         build_model(again, others, seed=9).head.out_proj.weight, first.head.out_proj.weight
     )
+
+
+def test_the_baselines_pooler_is_new_like_the_layer_of_pluglms_head(
+    home: Path, tmp_path: Path
+) -> None:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig.from_pretrained(home / "bert")
+    pretrained = BertModel(config)
+    torch.nn.init.ones_(pretrained.pooler.dense.bias)
+    pretrained.save_pretrained(tmp_path / "bert")
+    make_tokenizer().save_pretrained(tmp_path / "bert")
+    given = settings(pets(home), tmp_path / "bert", tmp_path / "run")
+    head, start = read_task(given.task), open_start(given)
+    first, second, other = (build_model(start, head, seed=seed) for seed in (1, 1, 2))
+    pooler = first.bert.pooler.dense
+    assert not pooler.bias.any()
+    assert pooler.weight.std().item() == pytest.approx(config.initializer_range, rel=0.1)
+    assert not torch.equal(pooler.weight, pretrained.pooler.dense.weight)
+    assert torch.equal(pooler.weight, second.bert.pooler.dense.weight)
+    assert not torch.equal(pooler.weight, other.bert.pooler.dense.weight)
+    word = "embeddings.word_embeddings.weight"
+    assert torch.equal(first.bert.state_dict()[word], pretrained.state_dict()[word])
+
+    torch.nn.init.ones_(pooler.bias)
+    first.save_pretrained(tmp_path / "tuned")
+    make_tokenizer().save_pretrained(tmp_path / "tuned")
+    again = open_start(settings(pets(home), tmp_path / "tuned", tmp_path / "b"))
+    assert build_model(again, head, seed=9).bert.pooler.dense.bias.all()
 
 
 def test_query_norm_batch_is_never_given_a_single_sequence(home: Path, tmp_path: Path) -> None:
