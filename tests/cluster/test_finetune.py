@@ -16,6 +16,7 @@ from cluster.run_lock import run_lock
 from tests.trainer.finetune.tiny import (
     make_store,
     pet_or_fruit,
+    same_rows,
     save_bert,
     save_pluglm,
     write_rows,
@@ -39,7 +40,9 @@ SHORT = [
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("finetune")
-    write_rows(home / "pets.jsonl", pet_or_fruit(32))
+    train = write_rows(home / "train.jsonl", pet_or_fruit(32))
+    for split in ("dev", "test"):
+        same_rows(train, home / f"{split}.jsonl")
     save_pluglm(home / "pluglm")
     save_bert(home / "bert")
     make_store(home / "store")
@@ -51,7 +54,7 @@ def words(home: Path, *more: str, model: str = "pluglm") -> list[str]:
     given = [
         f"model.path={home / model}",
         f"memory.store={home / 'store'}",
-        *(f"task.{split}={home / 'pets.jsonl'}" for split in ("train", "dev", "test")),
+        *(f"task.{split}={home / split}.jsonl" for split in ("train", "dev", "test")),
         *SHORT,
     ]
     options = [word for setting in given for word in ("--set", setting)]
@@ -159,6 +162,8 @@ def test_only_the_models_path_changes_for_the_baseline(
         ("task.text=txt", "there is no column 'txt'; the columns are text, label"),
         ("model.path=none", "model.path = 'none': holds no config.json"),
         ("memory.store=none", "no memory store at none"),
+        ("task.dev={home}/train.jsonl", "holds the same rows as task.train"),
+        ("task.test={home}/copy.jsonl", "/copy.jsonl': holds the same rows as task.train"),
         ("memory.top_k=99", "memory.top_k = 99: must be at most 8"),
         ("task.labels=x", "task.labels: unknown key; did you mean task.label?"),
     ],
@@ -170,6 +175,8 @@ def test_a_refusal_is_one_line_and_leaves_nothing(
     setting: str,
     message: str,
 ) -> None:
+    (home / "copy.jsonl").write_bytes((home / "train.jsonl").read_bytes())
+    setting = setting.format(home=home)
     assert main(words(home, "--set", setting, "--out", str(tmp_path / "run"))) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(errors) == 1

@@ -24,7 +24,12 @@ class EncodedRows(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, columns: Mapping[str, pa.Array], *, cut: int, kept: Sequence[str] = ()
+        self,
+        columns: Mapping[str, pa.Array],
+        *,
+        cut: int,
+        kept: Sequence[str] = (),
+        words_left_out: int = 0,
     ) -> None:
         """Hold the columns.
 
@@ -32,8 +37,10 @@ class EncodedRows(Dataset[dict[str, Any]]):
             columns: name to values.
             cut: how many rows of the file lost text to the length limit.
             kept: columns that are no input of the model: what its answers are read with.
+            words_left_out: words with a tag, but without a token to learn or read it at.
         """
         self.cut = cut
+        self.words_left_out = words_left_out
         self._columns = {name: _values(array) for name, array in columns.items()}
         self._inputs = [name for name in columns if name not in kept]
         self.lengths: list[int] = np.diff(self._columns["input_ids"][0]).tolist()

@@ -35,8 +35,8 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[st
         for metric in rows[0]:
             values = [row[metric] for row in rows]
             found[name][metric] = {
-                "mean": statistics.fmean(values),
-                "std": statistics.stdev(values) if len(values) > 1 else None,
+                "mean": round(statistics.fmean(values), 6),
+                "std": round(statistics.stdev(values), 6) if len(values) > 1 else None,
                 "seeds": len(values),
             }
     return found

@@ -23,7 +23,7 @@ from trainer.finetune.results import RESULTS, seed_records, summary
 from trainer.finetune.seed_run import Job, run_seed, seed_directory
 from trainer.finetune.settings import FinetuneSettings
 from trainer.finetune.start import Start, build_model, open_start
-from trainer.finetune.task import read_task, splits_of
+from trainer.finetune.task import read_task, refuse_measuring_on_train, splits_of
 from trainer.settings_fields import ConfigError
 
 IDENTITY = "inputs.json"
@@ -53,6 +53,7 @@ def check(settings: FinetuneSettings, *, say: Say) -> Checked:
     """
     device = _device(settings)
     head = read_task(settings.task)
+    refuse_measuring_on_train(settings.task)
     say(head.describe())
     start = open_start(settings)
     if start.note:
@@ -62,6 +63,9 @@ def check(settings: FinetuneSettings, *, say: Say) -> Checked:
         if rows.cut:
             say(f"{split}: {rows.cut:,} rows are cut to task.max_length = "
                 f"{settings.task.max_length} tokens")  # fmt: skip
+        if rows.words_left_out:
+            say(f"{split}: {rows.words_left_out:,} words have no token there, and are not "
+                f"{'learned' if split == 'train' else 'scored'}")  # fmt: skip
     if start.memory is not None and start.needs_two_sequences:
         _check_batches(settings, len(encoded["train"]))
     return Checked(head=head, start=start, encoded=encoded, device=device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ def run_seed(job: Job, seed: int) -> None:
             **measured,
             **_history(trainer, settings.task.deciding_metric),
             "cut_rows": {split: rows.cut for split, rows in job.encoded.items()},
+            "words_left_out": {split: rows.words_left_out for split, rows in job.encoded.items()},
             "seconds": round(time.monotonic() - began, 3),
         }
         _write(job, model, seed, record, predicted)
@@ -106,6 +107,11 @@ def one_is_left_over(job: Job) -> bool:
     return len(job.encoded["train"]) % job.settings.train.batch_size == 1
 
 
+def rounded(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores as they are written: float32, which counts them, has no more digits to tell."""
+    return {metric: round(value, 6) for metric, value in scores.items()}
+
+
 def _measure(
     job: Job, trainer: TaskTrainer, model: Any
 ) -> tuple[dict[str, Any], dict[str, list[Prediction]]]:
@@ -119,7 +125,7 @@ def _measure(
     def measure(split: str, name: str) -> list[Prediction]:
         logits = trainer.predict(job.encoded[split]).predictions
         found = job.head.predictions(split, job.encoded[split], logits)
-        scores[name] = job.head.scores(found)
+        scores[name] = rounded(job.head.scores(found))
         return found
 
     for split in ("dev", "test"):
@@ -156,7 +162,12 @@ def _history(trainer: TaskTrainer, metric: str) -> dict[str, Any]:
     return {
         "best_epoch": best["epoch"],
         "epochs": [
-            {"epoch": e["epoch"], "step": e["step"], metric: e[f"eval_{metric}"]} for e in epochs
+            {
+                "epoch": e["epoch"],
+                "step": e["step"],
+                **rounded({metric: e[f"eval_{metric}"]}),
+            }
+            for e in epochs
         ],
     }
 

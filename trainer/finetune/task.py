@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import filecmp
+from pathlib import Path
 from typing import Any
 
 from trainer.finetune.classification import Classification
+from trainer.finetune.errors import TaskDataError
 from trainer.finetune.heads import SPLITS, Head
 from trainer.finetune.question_answering import QuestionAnswering
 from trainer.finetune.regression import Regression
@@ -39,3 +42,19 @@ def read_task(settings: TaskSettings) -> Head:
 def splits_of(settings: TaskSettings) -> tuple[str, ...]:
     """The splits that the settings name."""
     return tuple(split for split in SPLITS if getattr(settings, split).strip())
+
+
+def refuse_measuring_on_train(settings: TaskSettings) -> None:
+    """Check that no split that is measured is the file that is learned from.
+
+    Raises:
+        TaskDataError: dev or test is that very file, or a copy of it.
+    """
+    train = Path(settings.train).expanduser()
+    for split in splits_of(settings):
+        path = Path(getattr(settings, split)).expanduser()
+        if split != "train" and filecmp.cmp(train, path, shallow=False):
+            raise TaskDataError(
+                f"task.{split} = {str(path)!r}: holds the same rows as task.train = "
+                f"{str(train)!r}; give rows that are not trained on, or its scores say nothing"
+            )

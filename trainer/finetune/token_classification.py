@@ -90,7 +90,7 @@ class TokenClassification:
         part = self.rows[split]
         names = [n for n in ("input_ids", "token_type_ids") if n in tokenizer.model_input_names]
         columns: dict[str, list[list[int]]] = {name: [] for name in (*names, "labels", "words")}
-        cut = 0
+        cut = left_out = 0
         for start in range(0, len(part.words), TOKENIZE_ROWS):
             encoded = tokenizer(
                 part.words[start : start + TOKENIZE_ROWS],
@@ -106,11 +106,13 @@ class TokenClassification:
                 tags = part.tags[row]
                 columns["labels"].append([tags[w] if w >= 0 else IGNORED for w in firsts])
                 columns["words"].append(firsts)
-                cut += sum(word >= 0 for word in firsts) < len(tags)
+                missing = len(tags) - sum(word >= 0 for word in firsts)
+                cut += missing > 0
+                left_out += missing
             for name in names:
                 columns[name] += encoded[name]
         arrays = {name: int_lists(rows) for name, rows in columns.items()}
-        return EncodedRows(arrays, cut=cut, kept=("words",))
+        return EncodedRows(arrays, cut=cut, kept=("words",), words_left_out=left_out)
 
     def predictions(self, split: str, encoded: EncodedRows, logits: FloatArray) -> list[Prediction]:
         part = self.rows[split]

@@ -101,7 +101,7 @@ def test_tags_are_read_at_first_tokens_and_words_behind_the_limit_count_as_cut(
     path = rows_of(tmp_path, {"tokens": words, "tags": tags}, {"tokens": ["a"], "tags": ["O"]})
     head = read_task(task("token_classification", path, max_length=8))
     encoded = head.encode("train", make_tokenizer())
-    assert encoded.cut == 1
+    assert (encoded.cut, encoded.words_left_out) == (1, 3)
     logits = np.zeros((2, 8, 2), dtype=np.float32)
     logits[:, :, 1] = 1.0  # O everywhere
     logits[0, [1, 2, 4], 0] = 2.0  # but B-A at cat, ##s and dog
