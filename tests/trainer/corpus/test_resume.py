@@ -188,7 +188,7 @@ def wait_for_lines(journal: Path, count: int, process: subprocess.Popen[bytes]) 
 def test_killed_it_leaves_no_process_and_goes_on(
     tmp_path: Path, trained_tokenizer: str, ending: signal.Signals
 ) -> None:
-    source = write_json_lines(tmp_path / "a.jsonl", make_rows(2000, longest=400))
+    source = write_json_lines(tmp_path / "a.jsonl", make_rows(4000, longest=400))
     out = tmp_path / "cut"
     process = start(source, out, trained_tokenizer, 2)
     family: list[psutil.Process] = []
