@@ -68,12 +68,12 @@ def read_memory(
         if per_token:
             mask_BKJ = found_BK1 & (tokens_BKS != (config.pad_token_id or 0))
     if keys_BKQ is None or values_BKJH is None:
-        encoded, row_BK = _encode_distinct(tokens_BKS, ids_BK, encode, config)
+        encoded, row_N = _encode_distinct(tokens_BKS, ids_BK, encode, config)
         if keys_BKQ is None:
-            keys_BKQ = encoded.keys_nQ[row_BK]
+            keys_BKQ = _placed(encoded.keys_nQ, row_N, ids_BK)
         if values_BKJH is None:
-            values_BKJH = encoded.values_nJH[row_BK]
-            mask_BKJ = found_BK1 & encoded.mask_nJ[row_BK]
+            values_BKJH = _placed(encoded.values_nJH, row_N, ids_BK)
+            mask_BKJ = found_BK1 & _placed(encoded.mask_nJ, row_N, ids_BK)
     return ReadEntries(
         retrieved=retrieved, keys_BKQ=keys_BKQ, values_BKJH=values_BKJH, mask_BKJ=mask_BKJ
     )
@@ -89,31 +89,44 @@ _search: Callable[[Lookup, Tensor], RetrievedEntries] = torch.compiler.disable(_
 
 def _encode_distinct(
     tokens_BKS: Tensor, ids_BK: Tensor, encode: EncodeEntries, config: PlugLMConfig
-) -> tuple[EncodedEntries, Tensor]:
-    """Encode each entry once: (entries [n], the row of each place, int64 [B,K])."""
+) -> tuple[EncodedEntries, Tensor | None]:
+    """Encode each entry once.
+
+    Returns:
+        (entries [n]; the row of each of the B·K places, int64, or None: row after row).
+    """
     tokens_NS = tokens_BKS.flatten(0, 1)
-    every_BK = torch.arange(ids_BK.numel(), device=ids_BK.device).view_as(ids_BK)
     if torch.compiler.is_compiling() or not ids_BK.numel():
         # How many are distinct is not known while a graph is traced.
-        return encode(tokens_NS), every_BK
+        return encode(tokens_NS), None
     # Columns that are padding in every entry are left out.
     used_S = (tokens_NS != (config.pad_token_id or 0)).any(0)
     longest = int(used_S.nonzero()[-1]) + 1 if bool(used_S.any()) else 1
     tokens_NS = tokens_NS[:, :longest]
-    distinct_n, row_BK = torch.unique(ids_BK, return_inverse=True)
-    if len(distinct_n) == ids_BK.numel():
-        return encode(tokens_NS), every_BK
+    ids_N = ids_BK.flatten()
+    distinct_n, row_N = torch.unique(ids_N, return_inverse=True)
+    if len(distinct_n) == len(ids_N):
+        return encode(tokens_NS), None
     # Any place that holds an entry will do: equal ids have equal tokens.
-    place_n = torch.empty_like(distinct_n).scatter_(0, row_BK.flatten(), every_BK.flatten())
+    every_N = torch.arange(len(ids_N), device=ids_N.device)
+    place_n = torch.empty_like(distinct_n).scatter_(0, row_N, every_N)
     distinct_nS = tokens_NS[place_n]
-    differs_N = (distinct_nS[row_BK.flatten()] != tokens_NS).any(1) & (ids_BK.flatten() >= 0)
+    differs_N = (distinct_nS[row_N] != tokens_NS).any(1) & (ids_N >= 0)
     if bool(differs_N.any()):
-        wrong = int(ids_BK.flatten()[differs_N][0])
+        wrong = int(ids_N[differs_N][0])
         raise ValueError(
             f"the memory answered with the id {wrong} for entries with different tokens; an id "
             "names one entry of the whole memory, not a place in one query's answer"
         )
-    return encode(distinct_nS), row_BK
+    return encode(distinct_nS), row_N
+
+
+def _placed(of_n: Tensor, row_N: Tensor | None, ids_BK: Tensor) -> Tensor:
+    """What belongs to entries [n,...] at their places: [B,K,...]."""
+    # Not by indexing with a tensor, whose backward pass on the CPU is the slower one.
+    of_N = of_n if row_N is None else of_n.index_select(0, row_N)
+    placed: Tensor = of_N.unflatten(0, tuple(ids_BK.shape))
+    return placed
 
 
 def _stored(retrieved: RetrievedEntries, name: str, like: Tensor) -> Tensor:
