@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
 
@@ -21,12 +20,6 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Sum in place over all ranks; collective; no gradient."""
     dist.all_reduce(tensor)
     return tensor
-
-
-def differentiable_sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum over all ranks, with gradient to each one's part; collective, backward too."""
-    summed: Tensor = dist_nn.all_reduce(tensor)
-    return summed
 
 
 def barrier() -> None:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from model import PlugLMForMaskedLM, is_key_weight
 from model.query_norm import QueryBatchNorm
 from trainer.deepspeed_config import deepspeed_config
-from trainer.distributed import differentiable_sum_over_ranks
 from trainer.optim import lr_factor, make_optimizer
 from trainer.settings import TrainSettings
 
@@ -64,9 +63,7 @@ class TrainingEngine:
         self.settings = settings
         self.device = torch.device(device)
         nn.Module.to(model, self.device)
-        for module in model.modules():
-            if isinstance(module, QueryBatchNorm):
-                module.reduce_sum = differentiable_sum_over_ranks
+        model.share_statistics()
         optimizer = make_optimizer(model, settings.optim)
         factor = lr_factor(settings.optim)
         self._engine, *_ = deepspeed.initialize(

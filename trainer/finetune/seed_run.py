@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from model.query_norm import QueryBatchNorm
-from trainer.distributed import differentiable_sum_over_ranks
+from model import PlugLMPreTrainedModel
 from trainer.export import write_json, write_text
 from trainer.finetune.encoded import EncodedRows
 from trainer.finetune.heads import Head, Prediction
@@ -60,8 +59,8 @@ def run_seed(job: Job, seed: int) -> None:
     model = build_model(job.start, job.head, seed=seed)
     _plug(job, model, job.memory)
     arguments = training_arguments(settings, job.head, work=work, seed=seed, device=job.device)
-    if arguments.world_size > 1:
-        _share_statistics(model)
+    if arguments.world_size > 1 and isinstance(model, PlugLMPreTrainedModel):
+        model.share_statistics()
     if arguments.process_index == 0:
         shutil.rmtree(work, ignore_errors=True)
     trainer = make_trainer(
@@ -139,13 +138,6 @@ def _measure(
         files[f"predictions_{WITHOUT}.jsonl"] = measure(reported, name)
         _plug(job, model, job.memory)
     return scores, files
-
-
-def _share_statistics(model: Any) -> None:
-    """Let normalisation over the batch be over the batches of all processes."""
-    for module in model.modules():
-        if isinstance(module, QueryBatchNorm):
-            module.reduce_sum = differentiable_sum_over_ranks
 
 
 def _plug(job: Job, model: Any, memory: ReadMemory | None) -> None:
