@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,16 +220,18 @@ def export_graphs(
     }
     graphs["reading"] = ReadGraph(model)
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    beside = directory / ".writing"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
     files = []
     for name, graph in graphs.items():
         inputs, shapes = example_inputs(graph)
         program = torch.export.export(graph, (), inputs, dynamic_shapes=shapes, strict=False)
         if file_format == "torch":
-            files.append(directory / f"{name}.pt2")
+            files.append(beside / f"{name}.pt2")
             torch.export.save(program, files[-1])
             continue
-        files.append(directory / f"{name}.onnx")
+        files.append(beside / f"{name}.onnx")
         if isinstance(graph, QueryGraph):
             outputs = ["queries"]
         else:
@@ -237,7 +240,10 @@ def export_graphs(
         made = torch.onnx.export(program, dynamo=True, verbose=False, output_names=outputs)
         assert made is not None
         made.save(str(files[-1]), external_data=False)
-    return files
+    # All of them, or none: a query graph and a reading graph of two models do not belong together.
+    placed = [file.replace(directory / file.name) for file in files]
+    beside.rmdir()
+    return placed
 
 
 def load_saved(directory: Path) -> PlugLMPreTrainedModel:

@@ -50,5 +50,5 @@ queries file for each, which also takes what the layers below it found.""",
     example="pluglm export runs/quickstart/model --format onnx --out graphs",
     configure=_arguments,
     run=_export,
-    after_interrupt="files that were begun may be incomplete; run it again",
+    after_interrupt="the files that were there are as they were",
 )
