@@ -11,7 +11,7 @@ a query that cannot be certified (many equal keys, say) is searched in float64 t
 import torch
 from torch import Tensor
 
-from memory_server.index import Hits
+from memory_server.index import Hits, IndexInput
 from memory_server.masked_cells import NEGATIVE_INFINITY, DocumentRows, masked_cells
 from memory_server.merge import order_hits
 
@@ -27,35 +27,32 @@ EXACT_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
 class FlatIndex:
     """Exact top-k over float32 keys."""
 
-    def __init__(
-        self, *, keys_NQ: Tensor, ids_N: Tensor, doc_ids_N: Tensor, dead_rows: Tensor
-    ) -> None:
-        """Take the rows as they are; nothing is copied but the order of the documents.
-
-        Args:
-            keys_NQ: float32, contiguous, finite.
-            ids_N: int64, unique among rows that are not dead.
-            doc_ids_N: int64.
-            dead_rows: int64, ascending: rows that are never returned.
-        """
-        self._keys_NQ = keys_NQ
-        self._ids_N = ids_N
-        self._doc_ids_N = doc_ids_N
-        self._dead_rows = dead_rows
-        self._rows = keys_NQ.shape[0]
-        self._device = keys_NQ.device
-        self._documents = DocumentRows(doc_ids_N)
+    def __init__(self, rows: IndexInput) -> None:
+        """Take the rows as they are."""
+        self._keys_NQ = rows.keys.gather(torch.arange(rows.keys.rows, device=rows.keys.device))
+        self._ids_N = rows.ids_N
+        self._doc_ids_N = rows.doc_ids_N
+        self._dead_rows = rows.dead_rows
+        self._rows = rows.keys.rows
+        self._device = rows.keys.device
+        self._documents = DocumentRows(rows.doc_ids_N)
         self._is_dead_N = torch.zeros(self._rows, dtype=torch.bool, device=self._device)
-        self._is_dead_N[dead_rows] = True
-        norms = [torch.linalg.vector_norm(keys, dim=1).max() for keys in _parts(keys_NQ, 1 << 16)]
-        self._largest_norm = float(torch.stack(norms).max()) if norms else 0.0
+        self._is_dead_N[rows.dead_rows] = True
+        self._largest_norm = rows.keys.largest_norm
 
     @property
     def bytes(self) -> int:
         return self._is_dead_N.nbytes + self._dead_rows.nbytes + self._documents.bytes
 
     @torch.no_grad()
-    def search(self, queries_BQ: Tensor, k: int, exclude_doc_ids_B: Tensor | None) -> Hits:
+    def search(
+        self,
+        queries_BQ: Tensor,
+        k: int,
+        exclude_doc_ids_B: Tensor | None,
+        *,
+        exact: bool = False,
+    ) -> Hits:
         """Return exactly k columns; see `memory_server.index.Index.search`."""
         blocks = []
         for start in range(0, queries_BQ.shape[0], QUERY_BLOCK):
