@@ -48,6 +48,7 @@ class Retrieved:
         epoch: the epoch that answered, the same on every shard.
         encoder_step: the optimizer step whose weights made the keys.
         missing_shards: shards that did not answer; never empty by accident, only under "degrade".
+        exact: whether every shard searched exactly; an approximate index may miss a winner.
         keys: float32 [B, K, Q], only from a memory of stored vectors; zeros in pads.
         values: float32 [B, K, J, H], J vectors per entry, only where they are stored.
     """
@@ -59,6 +60,7 @@ class Retrieved:
     epoch: int
     encoder_step: int
     missing_shards: tuple[int, ...] = ()
+    exact: bool = True
     keys: Tensor | None = None
     values: Tensor | None = None
 
@@ -94,7 +96,11 @@ class MemoryInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
-    """How far an epoch is. `done` of `total` rows have keys; `seconds` since it was staged."""
+    """How far an epoch is.
+
+    `done` of `total` rows have keys; `seconds` since it was staged; `remaining_s` as the rows so
+    far let expect, None as long as nothing can be said.
+    """
 
     epoch: int
     state: StageState
@@ -102,6 +108,27 @@ class StageStatus:
     total: int
     error: str | None
     seconds: float
+    remaining_s: float | None = None
+
+
+@runtime_checkable
+class EpochPin(Protocol):
+    """A reader's hold on an epoch: a release of it waits until this is closed or its lease ends."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    def renew(self) -> None:
+        """Begin the lease anew. Raises UnknownEpoch when it has ended."""
+        ...
+
+    def close(self) -> None:
+        """Let go. A second call does nothing."""
+        ...
+
+    def __enter__(self) -> "EpochPin": ...
+
+    def __exit__(self, *exception: object) -> None: ...
 
 
 @runtime_checkable
@@ -119,6 +146,7 @@ class Memory(Protocol):
         *,
         exclude_doc_ids: Tensor | None = None,
         epoch: int | None = None,
+        exact: bool = False,
     ) -> Retrieved:
         """Return the k best entries of each query by inner product. Blocks; not collective.
 
@@ -128,6 +156,7 @@ class Memory(Protocol):
             exclude_doc_ids: int64 [B]; entries of that document are masked inside the top-k, -1:
                 none.
             epoch: a sealed epoch to answer from; None: the live one.
+            exact: search exactly, also where an approximate index may answer.
 
         Returns:
             Tensors on the device of `queries_BQ`.
@@ -136,6 +165,7 @@ class Memory(Protocol):
             ValueError: bad k, wrong key width, NaN or infinity, wrong shape.
             UnknownEpoch: the epoch is not held. EpochNotSealed: it is not ready.
             ShardLost: a shard did not answer before the deadline.
+            Overloaded: too many searches wait already.
         """
         ...
 
@@ -148,9 +178,13 @@ class Memory(Protocol):
     ) -> int:
         """Begin an epoch beside the live one and return its number at once.
 
-        None means the weights, or the content, of the newest epoch. Entries whose weights and
-        content did not change keep their keys. The live epoch answers on, whatever becomes of this
-        one.
+        None means that the weights, or the content, follow the live epoch: see `activate`. Entries
+        whose weights and content did not change keep their keys. The live epoch answers on,
+        whatever becomes of this one. New weights take the place of weights that wait behind
+        others' staging, which then fails as superseded: there are never two that wait.
+
+        Raises:
+            ValueError, UnknownVersion: refused. NotEnoughMemory: it would not fit; says how much.
         """
         ...
 
@@ -166,16 +200,38 @@ class Memory(Protocol):
         """
         ...
 
-    def activate(self, epoch: int) -> None:
+    def activate(self, epoch: int) -> int:
         """Answer from this epoch when a search names none. Returns when every shard has switched.
+
+        If what the epoch follows has changed since it was staged (other content went live during a
+        refresh, or other weights during an edit), an epoch of its own part and the live other part
+        is staged, sealed and activated instead, which takes as long as the difference; the one that
+        was named is released.
+
+        Returns:
+            The epoch that is live now.
 
         Raises:
             EpochNotSealed: some shard has not sealed it. UnknownEpoch: not held.
+            RefreshFailed: what had to be staged instead could not be.
+        """
+        ...
+
+    def pin(self, epoch: int | None = None, *, lease_s: float = 60.0) -> EpochPin:
+        """Hold an epoch, by default the live one, so that no release takes it from this reader.
+
+        Args:
+            lease_s: after that many seconds without `renew` the hold ends, as if the reader died.
+
+        Raises:
+            ValueError: a bad lease. UnknownEpoch, EpochNotSealed: no such epoch.
         """
         ...
 
     def release(self, epoch: int) -> None:
         """Free an epoch, or cancel its staging. Searches already running on it finish.
+
+        One that a reader has pinned is freed when no reader holds it any more.
 
         Raises:
             EpochInUse: it is the live one. UnknownEpoch: not held.

@@ -57,6 +57,10 @@ class RefreshFailed(MemoryServerError):
     """An epoch could not be staged; the live one goes on. The message carries the reason."""
 
 
+class NotEnoughMemory(RefreshFailed):
+    """An epoch would not fit beside the live one; nothing was begun. Says what is needed and free."""
+
+
 class ShardLost(MemoryServerError):
     """A shard did not answer before the deadline; the message names it."""
 

@@ -3,12 +3,11 @@
 import threading
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from memory_server.api import StageState
 from memory_server.content import ShardContent
 from memory_server.epochs import EpochPlan, Receipt
 from memory_server.index import Index
+from memory_server.key_blocks import BlockedKeys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +20,7 @@ class ShardStatus:
     error: str | None
     receipt: Receipt | None
     seconds: float
+    remaining_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class SealedEpoch:
     """All that answers: immutable."""
 
     content: ShardContent
-    keys: Tensor  # float32 [N, Q]
+    keys: BlockedKeys
     index: Index
     receipt: Receipt
 
@@ -38,6 +38,7 @@ class HeldEpoch:
     plan: EpochPlan
     began: float
     restoring: bool  # sealed before the shard restarted: searches wait for it
+    encoding_since: float | None = None
     done: int = 0
     total: int = 0
     error: str | None = None

@@ -27,6 +27,7 @@ class ShardReply:
     tokens: npt.NDArray[Any]
     epoch: int
     encoder_step: int
+    exact: bool = True
 
 
 def merge_replies(
@@ -59,6 +60,7 @@ def merge_replies(
         epoch=epoch,
         encoder_step=encoder_step,
         missing_shards=missing_shards,
+        exact=all(reply.exact for reply in replies),
     )
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 MAX_TOP_K = 1024
+MAX_QUERIES = 1 << 16  # of one request: larger batches are split by who asks
 
 
 def checked_request(
@@ -26,6 +27,11 @@ def checked_request(
             f"queries have width {queries_BQ.shape[1]}, but the memory's keys have width "
             f"{key_width}; "
             "the query projection and the memory must come from the same model"
+        )
+    if queries_BQ.shape[0] > MAX_QUERIES:
+        raise ValueError(
+            f"{queries_BQ.shape[0]} queries in one request; at most {MAX_QUERIES} are allowed: "
+            "split the batch"
         )
     queries_BQ = queries_BQ.detach().to(torch.float32).contiguous()
     bad_B = ~torch.isfinite(queries_BQ).all(dim=1)
