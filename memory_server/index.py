@@ -5,14 +5,16 @@ An index is immutable: a new epoch builds a new one, out of what did not change.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from memory_server.key_blocks import BlockedKeys
 from memory_server.key_codes import KEY_DTYPES, KeyDtype
+from memory_server.recall_gate import RecallGate
 
 ExactKeys = Callable[[npt.NDArray[np.int64]], Tensor]
 """Rows, int64 [n], to their exact keys, float32 [n, Q]: made again from the entries' tokens."""
@@ -23,10 +25,11 @@ class IndexSettings:
     """Which index a shard builds, and when it may answer.
 
     Attributes:
-        kind: "flat" (exact), or a FAISS factory string such as "IVF4096,Flat" (approximate).
+        kind: "flat" (exact); or approximate: a preset ("ivf", "pq", see faiss_presets.py), or a
+            FAISS factory string such as "IVF4096,Flat".
         key_dtype: how keys are held; winners are scored by their exact keys whatever it is.
-        search: FAISS search parameters, such as "nprobe=8"; empty: the index's own.
-        train_rows: keys that a FAISS index is trained on; 0: as many as it needs.
+        search: FAISS search parameters, such as "nprobe=8"; empty: the preset's or FAISS's own.
+        train_rows: keys of a block that a FAISS index is trained on; 0: as many as it needs.
         min_recall: an approximate index answers only while its recall on the searches' own
             queries is at least this; otherwise search is exact.
         audit_every_s: seconds between two measurements of the recall.
@@ -118,3 +121,47 @@ class Index(Protocol):
             exact: do not answer approximately, whatever the settings allow.
         """
         ...
+
+
+@runtime_checkable
+class GatedIndex(Index, Protocol):
+    """An index whose answers are approximate while its gate is open."""
+
+    @property
+    def gate(self) -> RecallGate: ...
+
+    def search_approximately(
+        self, queries_BQ: Tensor, k: int, exclude_doc_ids_B: Tensor | None
+    ) -> Hits:
+        """Answer as with an open gate, so that a closed one can be measured; else as `search`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecentQueries:
+    """Queries that were searched lately: what an approximate index must be good at.
+
+    Attributes:
+        queries_nQ: float32.
+        exclude_doc_ids_n: int64, -1 for none.
+        k: how many entries were asked for.
+    """
+
+    queries_nQ: Tensor
+    exclude_doc_ids_n: Tensor
+    k: int
+
+    @property
+    def count(self) -> int:
+        return self.queries_nQ.shape[0]
+
+    def sample(self, count: int) -> Self:
+        """At most `count` of them, evenly spread."""
+        if self.count <= count:
+            return self
+        chosen = torch.arange(count) * self.count // count
+        return type(self)(
+            queries_nQ=self.queries_nQ[chosen],
+            exclude_doc_ids_n=self.exclude_doc_ids_n[chosen],
+            k=self.k,
+        )

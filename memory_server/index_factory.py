@@ -1,9 +1,7 @@
 """From the settings to the index of one epoch."""
 
-from torch import Tensor
-
 from memory_server.flat_index import FlatIndex
-from memory_server.index import Index, IndexInput, IndexSettings
+from memory_server.index import Index, IndexInput, IndexSettings, RecentQueries
 
 
 def check_index(settings: IndexSettings, *, key_width: int | None = None) -> None:
@@ -21,12 +19,12 @@ def build_index(
     rows: IndexInput,
     *,
     previous: Index | None = None,
-    recent_queries: Tensor | None = None,
+    recent_queries: RecentQueries | None = None,
 ) -> Index:
     """Build the index of an epoch that is being staged.
 
     Args:
         previous: the index of the newest sealed epoch, whose trained parts may be used again.
-        recent_queries: float32 [n, Q] queries that were searched lately, to measure recall on.
+        recent_queries: what was searched lately, to measure recall on before anyone searches it.
     """
     return FlatIndex(rows)
