@@ -58,7 +58,7 @@ class RefreshFailed(MemoryServerError):
 
 
 class NotEnoughMemory(RefreshFailed):
-    """An epoch would not fit beside the live one; nothing was begun. Says what is needed and free."""
+    """An epoch would not fit beside the live one; says what it needs and what is free."""
 
 
 class ShardLost(MemoryServerError):
@@ -75,3 +75,31 @@ class CoordinatorLost(MemoryServerError):
 
 class MemoryClosed(MemoryServerError):
     """The memory was closed."""
+
+
+class BadMessage(MemoryServerError):
+    """Bytes that are not a message of the search protocol, or not one that is allowed."""
+
+
+class Overloaded(MemoryServerError):
+    """A shard's queue is full: ask again later, ask less at a time, or add replicas."""
+
+
+class AccessRefused(MemoryServerError):
+    """A search server refused the secret: it belongs to another memory, or to another start."""
+
+
+class StoreFull(StoreError):
+    """The disk has no room for a file of the store; nothing changed."""
+
+
+class StoreReadOnly(StoreError):
+    """The filesystem cannot create a file exclusively, so this store can only be read."""
+
+
+class UnknownDomain(MemoryServerError):
+    """No domain of this name is plugged, or no earlier version had it."""
+
+
+class DomainPlugged(MemoryServerError):
+    """The domain is plugged already; unplug it, or swap it, in the same commit."""
