@@ -8,6 +8,8 @@ from typing import Literal, Self, get_args
 import torch
 from torch import Tensor
 
+from memory_server.products import inner_products
+
 KeyDtype = Literal["float32", "float16", "bfloat16", "int8"]
 KEY_DTYPES: tuple[str, ...] = get_args(KeyDtype)
 
@@ -52,6 +54,6 @@ class KeyCodes:
         """What the codes of these rows stand for, float32 [..., Q]; rows int64 [...]."""
         return self._keys_nQ[rows]
 
-    def product(self, queries_BQ: Tensor, start: int, stop: int, out_Bn: Tensor) -> None:
-        """Inner products of all queries with rows [start, stop), into `out_Bn`."""
-        torch.mm(queries_BQ, self._keys_nQ[start:stop].T, out=out_Bn)
+    def products(self, queries_BQ: Tensor, start: int, stop: int) -> Tensor:
+        """Inner products of rows [start, stop) with all queries, float32 [n, B], a new tensor."""
+        return inner_products(self._keys_nQ[start:stop], queries_BQ)

@@ -1,5 +1,6 @@
 """What must not win: removed rows and excluded documents, as cells of a block of scores."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,21 +46,49 @@ class MaskedCells:
     documents: Tensor | None
     doc_ids: Tensor
 
-    def apply(self, scores_BC: Tensor, start: int, count: int) -> None:
-        """Mask the cells of rows [start, start + count), the first columns of `scores_BC`."""
-        bounds = torch.tensor([start, start + count], device=scores_BC.device)
-        if len(self.dead_rows):
-            low, high = torch.searchsorted(self.dead_rows, bounds).tolist()
-            scores_BC.index_fill_(1, self.dead_rows[low:high] - start, NEGATIVE_INFINITY)
-        if len(self.pair_rows):
-            low, high = torch.searchsorted(self.pair_rows, bounds).tolist()
-            cells = (self.pair_queries[low:high], self.pair_rows[low:high] - start)
-            scores_BC.index_put_(cells, scores_BC.new_tensor(NEGATIVE_INFINITY))
-        if self.documents is not None:
-            documents = self.doc_ids[start : start + count]
-            scores_BC[:, :count].masked_fill_(
-                documents == self.documents.unsqueeze(1), NEGATIVE_INFINITY
+    def cuts(self, edges: Sequence[int]) -> list["PieceCells"]:
+        """The cells of each of the pieces [edges[i], edges[i + 1])."""
+        at = torch.tensor(edges, device=self.dead_rows.device)
+        dead = torch.searchsorted(self.dead_rows, at).tolist()
+        pairs = torch.searchsorted(self.pair_rows, at).tolist()
+        return [
+            PieceCells(
+                first=edges[i],
+                rows=self.dead_rows[dead[i] : dead[i + 1]],
+                pair_queries=self.pair_queries[pairs[i] : pairs[i + 1]],
+                pair_rows=self.pair_rows[pairs[i] : pairs[i + 1]],
+                documents=self.documents,
+                doc_ids=None if self.documents is None else self.doc_ids[edges[i] : edges[i + 1]],
             )
+            for i in range(len(edges) - 1)
+        ]
+
+    @property
+    def none(self) -> bool:
+        return not (len(self.dead_rows) or len(self.pair_rows)) and self.documents is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PieceCells:
+    """The cells of one piece of the rows, which begins with row `first`."""
+
+    first: int
+    rows: Tensor
+    pair_queries: Tensor
+    pair_rows: Tensor
+    documents: Tensor | None
+    doc_ids: Tensor | None
+
+    def apply(self, scores_nB: Tensor) -> None:
+        """Put -inf where nothing may win."""
+        if len(self.rows):
+            scores_nB.index_fill_(0, self.rows - self.first, NEGATIVE_INFINITY)
+        if len(self.pair_rows):
+            cells = (self.pair_rows - self.first, self.pair_queries)
+            scores_nB.index_put_(cells, scores_nB.new_tensor(NEGATIVE_INFINITY))
+        if self.documents is not None and self.doc_ids is not None:
+            excluded_nB = self.doc_ids.unsqueeze(1) == self.documents
+            scores_nB.masked_fill_(excluded_nB, NEGATIVE_INFINITY)
 
 
 def masked_cells(

@@ -1,5 +1,7 @@
 """Exact search against a full float64 sort: ties, pads, removed rows, excluded documents."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,15 +9,33 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from memory_server.flat_index import QUERY_BLOCK, FlatIndex, exact_inner_products
+from memory_server.index import IndexInput
+from memory_server.key_blocks import BlockedKeys, KeyBlock
+from memory_server.key_codes import KeyCodes
 
 
-def make_index(keys, ids=None, docs=None, dead=()):
+def blocked(keys, cuts=()):
+    """Keys in blocks that end at the cuts; each block holds a row more at either end."""
+    edges = [0, *sorted(cuts), len(keys)]
+    parts = []
+    for start, stop in pairwise(edges):
+        wider = torch.cat([keys.new_full((1, keys.shape[1]), 1e6), keys[start:stop]])
+        wider = torch.cat([wider, wider[:1]])
+        norm = float(keys.norm(dim=1).max()) if len(keys) else 0.0
+        block = KeyBlock(codes=KeyCodes(wider), largest_norm=norm, checksum=0)
+        parts.append((block, 1, 1 + stop - start))
+    return BlockedKeys(parts, keys.shape[1], keys.device)
+
+
+def make_index(keys, ids=None, docs=None, dead=(), cuts=()):
     count = len(keys)
     return FlatIndex(
-        keys_NQ=keys,
-        ids_N=torch.arange(count) if ids is None else ids,
-        doc_ids_N=torch.arange(count) if docs is None else docs,
-        dead_rows=torch.tensor(sorted(dead), dtype=torch.int64),
+        IndexInput(
+            keys=blocked(keys, cuts),
+            ids_N=torch.arange(count) if ids is None else ids,
+            doc_ids_N=torch.arange(count) if docs is None else docs,
+            dead_rows=torch.tensor(sorted(dead), dtype=torch.int64),
+        )
     )
 
 
@@ -40,9 +60,10 @@ def by_full_sort(keys, queries, k, ids, docs, dead=(), exclude=None):
     batch=st.integers(1, 5),
     k=st.integers(1, 70),
     distinct=st.integers(1, 12),
+    cuts=st.lists(st.floats(0, 1), max_size=6),
 )
 @settings(max_examples=60, deadline=None)
-def test_equals_a_full_sort_even_when_most_keys_are_equal(seed, rows, batch, k, distinct):
+def test_equals_a_full_sort_even_when_most_keys_are_equal(seed, rows, batch, k, distinct, cuts):
     generator = torch.Generator().manual_seed(seed)
     palette = torch.randint(-2, 3, (distinct, 6), generator=generator).float()
     keys = palette[torch.randint(0, distinct, (rows,), generator=generator)]
@@ -51,7 +72,8 @@ def test_equals_a_full_sort_even_when_most_keys_are_equal(seed, rows, batch, k, 
     docs = torch.randint(0, 9, (rows,), generator=generator)
     exclude = torch.randint(-1, 9, (batch,), generator=generator)
     dead = set(torch.randperm(rows, generator=generator)[: rows // 4].tolist())
-    hits = make_index(keys, ids, docs, dead).search(queries, k, exclude)
+    index = make_index(keys, ids, docs, dead, cuts=[int(cut * rows) for cut in cuts])
+    hits = index.search(queries, k, exclude)
     assert hits.rows.tolist() == by_full_sort(keys, queries, k, ids, docs, dead, exclude)
     assert torch.equal(hits.scores == float("-inf"), hits.rows == -1)
 
@@ -63,6 +85,26 @@ def test_equals_a_full_sort_over_many_blocks():
     hits = make_index(keys).search(queries, 7, None)
     some = [0, 1, QUERY_BLOCK - 1, QUERY_BLOCK, QUERY_BLOCK + 2]
     assert hits.rows[some].tolist() == by_full_sort(keys, queries[some], 7, ids, ids)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    cuts=st.lists(st.integers(0, 3_000), max_size=40),
+    k=st.integers(1, 12),
+)
+@settings(max_examples=30, deadline=None)
+def test_any_cut_into_blocks_gives_the_same_bits(seed, cuts, k):
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.randn(3_000, 24, generator=generator)
+    keys[torch.randint(0, 3_000, (300,), generator=generator)] = keys[:300].clone()  # ties
+    queries = torch.randn(9, 24, generator=generator)
+    docs = torch.randint(0, 50, (3_000,), generator=generator)
+    exclude = torch.randint(-1, 50, (9,), generator=generator)
+    dead = torch.randint(0, 3_000, (60,), generator=generator).unique().tolist()
+    whole = make_index(keys, docs=docs, dead=dead).search(queries, k, exclude)
+    hits = make_index(keys, docs=docs, dead=dead, cuts=cuts).search(queries, k, exclude)
+    assert torch.equal(hits.rows, whole.rows)
+    assert torch.equal(hits.scores, whole.scores)
 
 
 def test_one_long_document_is_excluded_row_by_row_or_by_whole_blocks_alike():
