@@ -101,14 +101,15 @@ def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 def _columns(schema: pa.Schema, fields: Fields, path: Path) -> list[str]:
-    """The columns to read: the text, and the title if there is one."""
-    if fields.text not in schema.names:
+    """The columns to read: the text, and the title and the others if there are such."""
+    if fields.text not in schema.names and fields.instead_of_text not in schema.names:
         raise CorpusError(
             f"{path}: there is no column {fields.text!r}; the columns are "
             f"{', '.join(schema.names) or 'none'}. Give the one that holds the text as text_field "
             "(--text-field)."
         )
-    return [name for name in dict.fromkeys((fields.text, fields.title)) if name in schema.names]
+    wanted = dict.fromkeys((fields.text, fields.title, *fields.others))
+    return [name for name in wanted if name in schema.names]
 
 
 def _documents(

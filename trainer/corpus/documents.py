@@ -1,7 +1,7 @@
 """A document, and how one is made from a row that some file held."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trainer.corpus.errors import CorpusError
 
@@ -11,20 +11,31 @@ MAX_DOCUMENT_CHARACTERS = 16_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """One text to read. `source` names its file for people, `place` its row for error messages."""
+    """One text to read. `source` names its file for people, `place` its row for error messages.
+
+    `others` holds the fields of its row that `Fields.others` asked for, where they are not null.
+    """
 
     text: str
     title: str
     source: str
     place: str
+    others: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fields:
-    """Which fields of a row hold the text (required) and the title (optional)."""
+    """Which fields of a row hold the text (required) and the title (optional).
+
+    Attributes:
+        others: more fields to read where a row has them.
+        instead_of_text: one of `others`; a row that has it needs no text.
+    """
 
     text: str = "text"
     title: str = "title"
+    others: tuple[str, ...] = ()
+    instead_of_text: str = ""
 
     def __post_init__(self) -> None:
         if not self.text or not self.title:
@@ -43,13 +54,14 @@ def document_from_row(
     Raises:
         CorpusError: the text field is missing or not text.
     """
-    if fields.text not in row:
+    others = {name: row[name] for name in fields.others if row.get(name) is not None}
+    if fields.text not in row and fields.instead_of_text not in others:
         found = ", ".join(sorted(map(str, row))) or "none"
         raise CorpusError(
             f"{place}: there is no field {fields.text!r}; the fields are {found}. "
             "Give the one that holds the text as text_field (--text-field)."
         )
-    text = row[fields.text]
+    text = row.get(fields.text)
     if text is not None and not isinstance(text, str):
         raise CorpusError(
             f"{place}: field {fields.text!r} holds {type(text).__name__}, not text. "
@@ -62,11 +74,17 @@ def document_from_row(
             "Give a field of strings as title_field (--title-field)."
         )
     return checked_document(
-        text=text or "", title=title if value is None else str(value), source=source, place=place
+        text=text or "",
+        title=title if value is None else str(value),
+        source=source,
+        place=place,
+        others=others,
     )
 
 
-def checked_document(*, text: str, title: str, source: str, place: str) -> Document:
+def checked_document(
+    *, text: str, title: str, source: str, place: str, others: Mapping[str, object] | None = None
+) -> Document:
     """Make a document of text that can be tokenised and stored.
 
     Raises:
@@ -82,7 +100,7 @@ def checked_document(*, text: str, title: str, source: str, place: str) -> Docum
                 f"{place}: the {name} has half of a surrogate pair at character {error.start}, "
                 "which is no valid Unicode. Repair the file that was read."
             ) from error
-    return Document(text=text, title=title.strip(), source=source, place=place)
+    return Document(text=text, title=title.strip(), source=source, place=place, others=others or {})
 
 
 def too_long(place: str) -> CorpusError:

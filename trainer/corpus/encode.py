@@ -5,7 +5,6 @@ Imports neither torch nor transformers, so that a process starts quickly and sta
 
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,13 +17,13 @@ from tokenizers import Encoding, Tokenizer
 from memory_server.segments import token_dtype
 from trainer.corpus.cutting import Spans, covering, cut, drop_short_tail
 from trainer.corpus.documents import Document
+from trainer.corpus.entries import begins_word, cut_entries, entry_prefix, padded_row
 from trainer.corpus.errors import CorpusError
 from trainer.corpus.parts import sequence_columns, token_column, write_batch
-from trainer.corpus.settings import CLS_TOKENS, EDGE_TOKENS, BuildSettings
+from trainer.corpus.settings import EDGE_TOKENS, BuildSettings
 from trainer.corpus.split import is_held_out
 
 ENTRIES, TRAIN, HELDOUT = "entries", "sequences", "heldout"
-TITLE_SHARE = 4  # a title takes at most a quarter of its entry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,40 +173,40 @@ def _cut_document(
     sequences: _Sequences,
 ) -> None:
     settings, facts = task.settings, task.tokenizer
-    ids = np.array(encoding.ids, dtype=np.int64)
-    if not len(ids):
+    if not len(encoding):
         return
-    begins_word = _begins_word(encoding)
-    prefix = [facts.cls]
-    if settings.title_in_entry and document.title:
-        room = (settings.entry_tokens - CLS_TOKENS) // TITLE_SHARE
-        prefix += _encode(document.title, document, facts).ids[:room]
-    entry_spans = cut(begins_word, settings.entry_tokens - len(prefix))
-    offsets = encoding.offsets
-    for start, end in entry_spans:
-        entries.tokens.append(_row(settings.entry_tokens, facts.pad, prefix, ids[start:end]))
-        entries.doc_ids.append(doc_id)
-        entries.texts.append(document.text[offsets[start][0] : offsets[end - 1][1]])
-        entries.titles.append(document.title)
-        entries.sources.append(document.source)
-    _cut_sequences(ids, begins_word, entry_spans, doc_id, task, sequences)
+    titled = settings.title_in_entry and document.title
+    title = _encode(document.title, document, facts) if titled else None
+    cut_document = cut_entries(
+        encoding,
+        document.text,
+        prefix=entry_prefix(facts.cls, title, settings.entry_tokens),
+        entry_tokens=settings.entry_tokens,
+        pad=facts.pad,
+    )
+    entries.tokens += cut_document.tokens
+    entries.texts += cut_document.texts
+    entries.doc_ids += [doc_id] * len(cut_document.texts)
+    entries.titles += [document.title] * len(cut_document.texts)
+    entries.sources += [document.source] * len(cut_document.texts)
+    _cut_sequences(encoding, cut_document.spans, doc_id, task, sequences)
 
 
 def _cut_sequences(
-    ids: NDArray[np.int64],
-    begins_word: NDArray[np.bool_],
+    encoding: Encoding,
     entry_spans: Spans,
     doc_id: int,
     task: ChunkTask,
     sequences: _Sequences,
 ) -> None:
     settings, facts = task.settings, task.tokenizer
-    spans = cut(begins_word, settings.sequence_length - EDGE_TOKENS)
+    ids = np.array(encoding.ids, dtype=np.int64)
+    spans = cut(begins_word(encoding), settings.sequence_length - EDGE_TOKENS)
     spans = drop_short_tail(spans, settings.minimum_sequence_tokens)
     first, count = covering(spans, entry_spans)
     for start, end in spans:
         text = np.append(ids[start:end], facts.sep)
-        sequences.tokens.append(_row(settings.sequence_length, facts.pad, [facts.cls], text))
+        sequences.tokens.append(padded_row(settings.sequence_length, facts.pad, [facts.cls], text))
         sequences.doc_ids.append(doc_id)
     sequences.first += first.tolist()
     sequences.count += count.tolist()
@@ -227,21 +226,6 @@ def _encode(text: str, document: Document, facts: TokenizerFacts) -> Encoding:
 def _backend(file: str, fingerprint: str) -> Tokenizer:
     """The tokenizer, read once in each process; another fingerprint is another tokenizer."""
     return Tokenizer.from_file(file)
-
-
-def _begins_word(encoding: Encoding) -> NDArray[np.bool_]:
-    """[n], False where a token has the same word as the one before it."""
-    words = np.array([-1 if word is None else word for word in encoding.word_ids], dtype=np.int64)
-    begins = np.ones(len(words), dtype=np.bool_)
-    begins[1:] = (words[1:] != words[:-1]) | (words[1:] < 0)
-    return begins
-
-
-def _row(length: int, pad: int, prefix: Sequence[int], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    row = np.full(length, pad, dtype=np.int64)
-    row[: len(prefix)] = prefix
-    row[len(prefix) : len(prefix) + len(ids)] = ids
-    return row
 
 
 def _stack(
