@@ -14,6 +14,7 @@ from enum import IntEnum
 from torch import Tensor
 
 from memory_server.api import Memory
+from memory_server.kept_pin import KeptPin
 from trainer.distributed import broadcast_integers
 from trainer.engine import TrainingEngine
 from trainer.errors import TrainingError
@@ -94,8 +95,10 @@ class MemoryFollower:
         self._clock = RefreshClock(settings)
         self.epoch, self.encoder_step, self.published_step = epoch, encoder_step, published_step
         self._record, self._stop_requested = record, stop_requested
+        # Rank 0's alone is used; it pins the epoch for all of them.
         self._publisher = Publisher(
             memory,
+            pin=KeptPin(memory, epoch) if self._leads else None,
             live_content=live_content,
             live_weights=live_weights,
             content_version=content_version,
@@ -129,9 +132,9 @@ class MemoryFollower:
                 after refresh fails; or the shards do not switch to the new keys.
         """
         started = time.perf_counter()
-        switch, publish = self._decide(step) if self._leads else (-1, _Publish.NO)
-        # What is staged was made by the weights published last. A stop may have come meanwhile.
-        plan = [int(self._stopping()), switch, self.published_step, int(publish)]
+        switch, step_of_keys, publish = self._decide(step) if self._leads else (-1, 0, 0)
+        # A stop may have come meanwhile.
+        plan = [int(self._stopping()), switch, step_of_keys, int(publish)]
         plan.append(self._publisher.failures_in_a_row)
         stop, switch, encoder_step, publish, failures = broadcast_integers(
             plan, self._engine.device
@@ -157,6 +160,10 @@ class MemoryFollower:
                 f"{self._reason}"
             )
         return False
+
+    def close(self) -> None:
+        """Let go of the epoch that is read (rank 0); not collective."""
+        self._publisher.close()
 
     def finish(self, step: int) -> bool:
         """Bring the keys up to the final weights, unless refresh is off; collective, blocks.
@@ -186,29 +193,35 @@ class MemoryFollower:
     def _stopping(self) -> bool:
         return self._leads and self._stop_requested()
 
-    def _decide(self, step: int) -> tuple[int, int]:
-        """Rank 0: (sealed epoch to switch to or -1, whether to publish)."""
+    def _decide(self, step: int) -> tuple[int, int, int]:
+        """Rank 0: (epoch to switch to or -1, the step of its keys, whether to publish)."""
         stale = self._clock.too_stale(step, self.encoder_step) and not self._stopping()
-        publisher, switch = self._publisher, -1
+        publisher, switch, step_of_keys, renewed = self._publisher, -1, 0, False
         if publisher.staged is not None:
             state, reason = publisher.wait() if stale else publisher.look()
             if state == "sealed":
-                switch = publisher.staged
+                # What is staged was made by the weights published last.
+                switch, step_of_keys, renewed = publisher.activate(), self.published_step, True
             elif state == "failed":
                 publisher.fail(step, reason, serving=self.epoch)
             elif stale:
                 # The wait was ended by a wish to stop.
                 publisher.give_up()
+        if switch < 0:
+            edited = publisher.edited_by_others(self.epoch, self.encoder_step)
+            if edited is not None:
+                switch, step_of_keys = edited, self.encoder_step
+        return switch, step_of_keys, self._publish_now(step, stale=stale and not renewed)
+
+    def _publish_now(self, step: int, *, stale: bool) -> _Publish:
+        """Rank 0: whether to publish at this boundary."""
         if self._stopping():
-            return switch, _Publish.NO
-        if stale and switch < 0:
-            return switch, _Publish.AND_WAIT
-        if (publisher.staged is not None and switch < 0) or not self._clock.due(
-            step, self.published_step
-        ):
-            return switch, _Publish.NO
-        at_once = self._settings.refresh == "sync"
-        return switch, _Publish.AND_WAIT if at_once else _Publish.AND_GO_ON
+            return _Publish.NO
+        if stale:
+            return _Publish.AND_WAIT
+        if self._publisher.staged is not None or not self._clock.due(step, self.published_step):
+            return _Publish.NO
+        return _Publish.AND_WAIT if self._settings.refresh == "sync" else _Publish.AND_GO_ON
 
     def _publish(self, step: int, *, wait: bool) -> _Published:
         """Hand the weights to the memory; with `wait` the new epoch is live when this returns."""
@@ -231,12 +244,12 @@ class MemoryFollower:
         return _Published(ended)
 
     def _wait_for_keys(self, step: int) -> tuple[int, _Published]:
-        """Rank 0: (the staged epoch when it is sealed or -1, how the wait ended)."""
+        """Rank 0: (the epoch that is live when the keys are ready or -1, how the wait ended)."""
         publisher = self._publisher
         assert publisher.staged is not None
         state, reason = publisher.wait()
         if state == "sealed":
-            return publisher.staged, _Published.LIVE
+            return publisher.activate(), _Published.LIVE
         if state == "failed":
             publisher.fail(step, reason, serving=self.epoch)
             return -1, _Published.FAILED
@@ -248,7 +261,10 @@ class MemoryFollower:
         previous, self.epoch, self.encoder_step = self.epoch, epoch, encoder_step
         if not self._leads:
             return
-        memory_bytes = self._publisher.go_live(step, previous)
+        edited = self._publisher.edited
+        memory_bytes = self._publisher.let_go(step, previous)
+        if edited:
+            return
         now = time.perf_counter()
         self._record(
             "refresh",

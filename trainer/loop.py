@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from trainer.control import Control
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.data import rng
 from trainer.data.stream import TrainBatch
-from trainer.distributed import barrier, sum_over_ranks
+from trainer.distributed import barrier, broadcast_integers, sum_over_ranks
 from trainer.engine import TrainingEngine, start_process_group, stop_process_group
 from trainer.errors import TrainingError
 from trainer.evaluate import right_entries
@@ -104,12 +105,17 @@ def run_rank(job: TrainJob, rank: int, control: Control) -> TrainOutcome:
                 resume=job.checkpoint is not None,
             )
         try:
-            return _Run(job, rank, control, metrics).to_the_end()
+            with closing(_Run(job, rank, control, metrics)) as run:
+                return run.to_the_end()
         finally:
             if metrics is not None:
                 metrics.close()
     finally:
         stop_process_group()
+
+
+def _live_epoch(job: TrainJob, rank: int) -> int:
+    return job.memory.info().epoch if rank == 0 else -1
 
 
 class _Run:
@@ -139,7 +145,8 @@ class _Run:
             self.engine,
             settings.memory,
             rank=rank,
-            epoch=job.memory.info().epoch,
+            # Asked by one: someone may be editing the memory.
+            epoch=broadcast_integers([_live_epoch(job, rank)], self.engine.device)[0],
             encoder_step=start.encoder_step,
             published_step=start.published_step,
             live_content=start.content_version,
@@ -170,6 +177,10 @@ class _Run:
         if self.job.checkpoint is not None:
             return checkpoints.read_key_weights(self.job.checkpoint)
         return self.engine.key_weights()
+
+    def close(self) -> None:
+        """Let go of the memory's epoch."""
+        self.follower.close()
 
     def to_the_end(self) -> TrainOutcome:
         """Train until the last step or until asked to stop."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
 from torch import Tensor
 
 from memory_server.api import Memory, StageState
-from memory_server.errors import MemoryServerError
+from memory_server.errors import MemoryServerError, UnknownEpoch
+from memory_server.kept_pin import KeptPin
 from trainer.errors import TrainingError
+
+log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.2
 _SEAL_TIMEOUT_S = 24 * 3600.0
 # While it waits for keys it looks this often whether someone asked the run to stop.
 _WAIT_SLICE_S = 0.5
+_LOOK_FOR_OTHERS_EVERY_S = 1.0
 _ACTIVATE_ATTEMPTS, _ACTIVATE_PAUSE_S = 3, 0.5
 
 
@@ -25,6 +30,7 @@ class Publisher:
         self,
         memory: Memory,
         *,
+        pin: KeptPin | None,
         live_content: str,
         live_weights: dict[str, Tensor],
         content_version: Callable[[int], str | None],
@@ -32,13 +38,20 @@ class Publisher:
         record: Callable[..., None],
         say: Callable[[str], None],
     ) -> None:
-        """Start with nothing staged; the arguments are those of `MemoryFollower`."""
+        """Start with nothing staged; see `MemoryFollower`.
+
+        Args:
+            pin: on the epoch that is searched; None on ranks that lead nothing.
+        """
         self._memory, self._record, self._say = memory, record, say
         self._content_version, self._stop_requested = content_version, stop_requested
         self.content_version, self.live_weights = live_content, live_weights
         self._next_content, self._next_weights = live_content, live_weights
         self.staged: int | None = None
-        self._looked_at = 0.0
+        self._looked_at = self._looked_for_others_at = 0.0
+        self._pin = pin
+        self._older_pin: KeptPin | None = None
+        self.edited = False  # someone else switched the memory, and the ranks are to follow
         self.failure, self.failures_in_a_row = "", 0
 
     def stage(self, step: int, weights: dict[str, Tensor], *, serving: int) -> bool:
@@ -87,29 +100,87 @@ class Publisher:
                 return "failed", str(error)
         return "encoding", ""
 
-    def go_live(self, step: int, previous: int) -> dict[str, dict[str, int]]:
-        """Make the staged epoch the memory's live one and free the one before.
-
-        No rank searches the previous epoch any more: all have finished the step before.
+    def activate(self) -> int:
+        """Make the staged epoch the memory's live one.
 
         Returns:
-            `memory_bytes` for the metrics line, if the memory could tell.
+            The epoch that is live now: another one if the content was edited meanwhile.
 
         Raises:
             TrainingError: not every shard switched.
         """
         assert self.staged is not None
-        self._activate(self.staged)
+        live = self._activate(self.staged)
+        self._pin_also(live)
         self.staged = None
         self.failures_in_a_row = 0
         self.live_weights, self.content_version = self._next_weights, self._next_content
+        return live
+
+    def edited_by_others(self, serving: int, encoder_step: int) -> int | None:
+        """The live epoch when someone else edited the content; it is pinned.
+
+        Keys of other weights are not followed: whoever made them trains another model on this
+        memory, and the pinned epoch goes on answering here. The memory is asked once a second at
+        most.
+        """
+        now = time.monotonic()
+        if now - self._looked_for_others_at < _LOOK_FOR_OTHERS_EVERY_S:
+            return None
+        self._looked_for_others_at = now
+        try:
+            info = self._memory.info()
+            if info.epoch == serving:
+                return None
+            if info.encoder_step != encoder_step:
+                log.warning(
+                    "epoch %d of the memory has keys of step %d, which another client published; "
+                    "training goes on with epoch %d",
+                    info.epoch,
+                    info.encoder_step,
+                    serving,
+                )
+                return None
+            self._pin_also(info.epoch)
+        except MemoryServerError as error:
+            # Searches go on with the pinned epoch; it is looked again at a later step.
+            log.warning("the memory could not be asked for its live epoch: %s", error)
+            return None
+        self.content_version = info.content_version
+        self.edited = True
+        return info.epoch
+
+    def let_go(self, step: int, previous: int) -> dict[str, dict[str, int]]:
+        """Free the epoch before; no rank searches it any more: all have finished the step before.
+
+        Returns:
+            `memory_bytes` for the metrics line, if the memory could tell.
+        """
+        if self.edited:
+            self.edited = False
+            self._tell(step, f"the memory was edited: content {self.content_version} from here on")
+        if self._older_pin is not None:
+            self._older_pin.close()
+            self._older_pin = None
         try:
             self._memory.release(previous)
-            return {"memory_bytes": dict(self._memory.info().bytes)}
+        except UnknownEpoch:
+            pass  # whoever edited the memory released it; our pin was all that held it
         except MemoryServerError as error:
             # It takes memory until the run ends; training does not hang on it.
             self._tell(step, f"epoch {previous} of the memory is not released: {error}")
             return {}
+        try:
+            return {"memory_bytes": dict(self._memory.info().bytes)}
+        except MemoryServerError as error:
+            self._tell(step, f"the memory does not say what it holds: {error}")
+            return {}
+
+    def close(self) -> None:
+        """Let go of the epochs that are read."""
+        for pin in (self._pin, self._older_pin):
+            if pin is not None:
+                pin.close()
 
     def fail(self, step: int, reason: str, *, serving: int) -> None:
         """Note and tell that a refresh failed; what is staged is given up."""
@@ -130,12 +201,20 @@ class Publisher:
             # only the epoch that serves.
             self._say(f"epoch {staged} of the memory is not released: {error}")
 
-    def _activate(self, epoch: int) -> None:
+    def _pin_also(self, epoch: int) -> None:
+        """Pin another epoch; the older pin is kept until every rank has switched."""
+        if self._pin is not None and epoch == self._pin.epoch:
+            return
+        newer = KeptPin(self._memory, epoch)
+        if self._older_pin is not None:
+            self._older_pin.close()
+        self._older_pin, self._pin = self._pin, newer
+
+    def _activate(self, epoch: int) -> int:
         """Have all shards answer from an epoch; one that is restarting is given time."""
         for attempt in range(1, _ACTIVATE_ATTEMPTS + 1):
             try:
-                self._memory.activate(epoch)
-                return
+                return self._memory.activate(epoch)
             except MemoryServerError as error:
                 if attempt == _ACTIVATE_ATTEMPTS:
                     raise TrainingError(
@@ -144,6 +223,7 @@ class Publisher:
                         "from it with --resume, which starts the memory anew"
                     ) from error
                 time.sleep(_ACTIVATE_PAUSE_S)
+        raise AssertionError("the last attempt returns or raises")
 
     def _tell(self, step: int, message: str) -> None:
         self._record("event", step, message=message)

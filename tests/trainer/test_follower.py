@@ -32,6 +32,25 @@ from trainer.settings import MemorySettings
 FIRST = 7
 
 
+class FakePin:
+    """Notes in the memory which epochs are held."""
+
+    def __init__(self, memory: FakeMemory, epoch: int) -> None:
+        self.memory, self.epoch = memory, epoch
+
+    def renew(self) -> None:
+        raise AssertionError("a test does not last that long")
+
+    def close(self) -> None:
+        self.memory.pinned.remove(self.epoch)
+
+    def __enter__(self) -> FakePin:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
 class FakeMemory:
     """A memory whose epochs are sealed, or fail, when the test says so; it notes what is asked."""
 
@@ -40,6 +59,9 @@ class FakeMemory:
         self.states: dict[int, StageState] = {FIRST: "sealed"}
         self.staged: dict[int, tuple[int, float, str | None]] = {}
         self.log: list[str] = []
+        self.pinned: list[int] = []
+        self.rebases = False
+        self.step_of_keys = 0
         self.refuses: Exception | None = None
         self.unable: dict[str, int] = {}
         self.never_seals = False
@@ -76,12 +98,28 @@ class FakeMemory:
             raise RefreshFailed("a shard fell over")
         self.states[epoch] = "sealed"
 
-    def activate(self, epoch: int) -> None:
+    def activate(self, epoch: int) -> int:
         self.may("activate")
         if self.states[epoch] != "sealed":
             raise EpochNotSealed(str(epoch))
-        self.live = epoch
         self.log.append(f"activate {epoch}")
+        if self.rebases:
+            epoch = max(self.states) + 1
+            self.states[epoch] = "sealed"
+        self.live = epoch
+        return epoch
+
+    def pin(self, epoch: int | None = None, *, lease_s: float = 60.0) -> FakePin:
+        pin = FakePin(self, self.live if epoch is None else epoch)
+        self.pinned.append(pin.epoch)
+        return pin
+
+    def edit(self, *, encoder_step: int) -> int:
+        """Someone else makes other content live, and releases what was."""
+        self.live = max(self.states) + 1
+        self.states[self.live] = "sealed"
+        self.step_of_keys = encoder_step
+        return self.live
 
     def release(self, epoch: int) -> None:
         self.may("release")
@@ -104,8 +142,8 @@ class FakeMemory:
             key_width=1,
             entry_tokens=1,
             epoch=self.live,
-            encoder_step=0,
-            content_version="v0",
+            encoder_step=self.step_of_keys,
+            content_version="v0" if self.live == FIRST else f"v{self.live}",
             tokenizer_fingerprint="",
             pad_token_id=0,
             bytes={"keys": 12},
@@ -399,6 +437,48 @@ def test_new_content_comes_along_with_a_refresh() -> None:
     memory.states[8] = "sealed"
     run.at(3)
     assert run.follower.content_version == "world 1"
+
+
+# --- edits by others ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_edit_by_others_is_followed_at_the_next_look_and_the_epoch_is_held() -> None:
+    memory = FakeMemory()
+    run = Harness(memory, refresh="off")
+    assert memory.pinned == [FIRST]
+    run.at(1)
+    edited = memory.edit(encoder_step=0)
+    time.sleep(1.05)  # a memory is asked for this once a second
+    run.at(2)
+    assert (run.follower.epoch, run.follower.encoder_step) == (edited, 0)
+    assert run.follower.content_version == f"v{edited}"
+    assert memory.pinned == [edited]
+    assert run.events() == [f"the memory was edited: content v{edited} from here on"]
+    run.follower.close()
+    assert memory.pinned == []
+
+
+@pytest.mark.usefixtures("alone")
+def test_keys_of_other_weights_are_not_followed() -> None:
+    memory = FakeMemory()
+    run = Harness(memory, refresh="off")
+    memory.edit(encoder_step=900)
+    time.sleep(1.05)
+    run.at(2)
+    assert run.follower.epoch == FIRST
+    assert memory.pinned == [FIRST]
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_refresh_that_met_an_edit_is_searched_under_the_number_that_is_live() -> None:
+    memory = FakeMemory()
+    memory.rebases = True
+    run = Harness(memory, refresh="sync", refresh_every_steps=2)
+    run.at(2)
+    assert memory.log == ["stage 8", "wait 8", "activate 8", "release 7"]
+    assert (run.follower.epoch, run.follower.encoder_step) == (9, 2)
+    assert memory.pinned == [9]
 
 
 # --- synchronous, off, and the bound --------------------------------------------------------------
