@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 KeyEncoder = Callable[[Tensor], Tensor]
@@ -31,6 +32,49 @@ class KeysById(Protocol):
 KeySource = KeyEncoder | KeysById
 KeyEncoderFactory = Callable[[Mapping[str, Tensor]], KeySource]
 """Weights to an encoder. It must pickle: shards in other processes call it."""
+
+
+@runtime_checkable
+class TabledFactory(Protocol):
+    """A KeyEncoderFactory that can also make encoders from tables, which it builds from weights.
+
+    Tables take a while to build and then make keys many times faster; they hold tensors only, so
+    that processes can share them.
+    """
+
+    def __call__(self, weights: Mapping[str, Tensor]) -> KeySource: ...
+
+    def tables(
+        self,
+        weights: Mapping[str, Tensor],
+        device: torch.device | str | None = None,
+        *,
+        entry_tokens: int | None = None,
+    ) -> Mapping[str, Tensor] | None:
+        """Build the tables on a device, for entries of at most so many tokens (None: any).
+
+        None where the model's keys cannot be made from tables. Raises ValueError for weights that
+        do not fit.
+        """
+        ...
+
+    def from_tables(self, tables: Mapping[str, Tensor]) -> KeyEncoder:
+        """The encoder of these tables; shares their memory, computes where they are.
+
+        It takes tokens of any integer type.
+        """
+        ...
+
+    def tables_digest(
+        self, weights: Mapping[str, Tensor], *, entry_tokens: int | None = None
+    ) -> str:
+        """Hexadecimal; the same only where the tables are the same."""
+        ...
+
+    def tables_pay_from(self, entry_tokens: int | None = None) -> int | None:
+        """So many entries take as long to encode directly as by tables; None: there are none."""
+        ...
+
 
 StageState = Literal["encoding", "sealed", "failed"]
 LostShardPolicy = Literal["wait", "degrade"]

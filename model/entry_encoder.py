@@ -13,10 +13,13 @@ from model.attention import CopyLinear
 from model.config import PlugLMConfig
 from model.embeddings import Embeddings
 from model.full_precision import in_full_precision
+from model.key_tables import KeyTables, has_tables, tables_digest, tables_pay_from
 from model.layers import PlainLayer
 from model.pooling import make_pooler
 from model.rows import Rows
 
+# Small blocks stay in a CPU's cache: 48 rows measured best at H=256 and at H=768.
+DIRECT_ROWS = 48
 _KEY_PATH = ("embeddings.", "entry_encoder.pooler.", "entry_encoder.key_proj.")
 
 
@@ -103,8 +106,7 @@ class _KeyModel(nn.Module):
     @torch.inference_mode()
     def forward(self, tokens_NS: Tensor) -> Tensor:
         device = self.embeddings.word_embeddings.weight.device
-        # Small blocks stay in a CPU's cache: 48 rows measured best at H=256 and at H=768.
-        keys = [self._block(block.to(device)) for block in tokens_NS.split(48)]
+        keys = [self._block(b.to(device, torch.int64)) for b in tokens_NS.split(DIRECT_ROWS)]
         return torch.cat(keys) if keys else torch.empty(0, self.entry_encoder.key_proj.out_features)
 
     def _block(self, tokens_nS: Tensor) -> Tensor:
@@ -133,7 +135,7 @@ class KeyEncoderFactory:
     device: str = "cpu"
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
-        """Make an encoder from int64 tokens [N,S] to float32 keys [N,Q].
+        """Make an encoder from integer tokens [N,S] to float32 keys [N,Q].
 
         It runs in eval mode and without gradient.
 
@@ -143,6 +145,59 @@ class KeyEncoderFactory:
         Raises:
             ValueError: a parameter is missing, left over or of another shape.
         """
+        module = self._module(weights)
+        state = {k: v.detach().to(self.device, torch.float32) for k, v in weights.items()}
+        module.load_state_dict(state, strict=False, assign=True)
+        return module.eval()
+
+    def tables(
+        self,
+        weights: Mapping[str, Tensor],
+        device: torch.device | str | None = None,
+        *,
+        entry_tokens: int | None = None,
+    ) -> dict[str, Tensor] | None:
+        """Make what `from_tables` needs for a fast encoder; None where the model has none.
+
+        Args:
+            weights: as above.
+            device: where they are made; None: the factory's.
+            entry_tokens: of the longest entry; None: every position of the model.
+
+        Raises:
+            ValueError: the weights do not fit, or the model has fewer positions.
+        """
+        config = PlugLMConfig.from_dict(self.config)
+        if not has_tables(config):
+            return None
+        self._module(weights)
+        return KeyTables.of_weights(
+            weights, config, entry_tokens=entry_tokens, device=device or self.device
+        ).tensors()
+
+    def from_tables(self, tables: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        """Make an encoder like the one of the same weights, equal to about 1e-6.
+
+        It computes where the tables are and shares their memory.
+        """
+        return KeyTables.of_tensors(tables, PlugLMConfig.from_dict(self.config))
+
+    def tables_digest(
+        self, weights: Mapping[str, Tensor], *, entry_tokens: int | None = None
+    ) -> str:
+        """Hexadecimal; the same only where `tables` gives the same, on any machine."""
+        return tables_digest(weights, PlugLMConfig.from_dict(self.config), entry_tokens)
+
+    def tables_pay_from(self, entry_tokens: int | None = None) -> int | None:
+        """So many entries take as long to encode directly as the tables take to be made and read.
+
+        None where the model has no tables.
+        """
+        config = PlugLMConfig.from_dict(self.config)
+        return tables_pay_from(config, entry_tokens) if has_tables(config) else None
+
+    def _module(self, weights: Mapping[str, Tensor]) -> _KeyModel:
+        """The modules without weights, once it is known that these weights fit."""
         config = PlugLMConfig.from_dict(self.config)
         with torch.device("meta"):
             module = _KeyModel(config)
@@ -158,6 +213,4 @@ class KeyEncoderFactory:
             raise ValueError(
                 "published weights do not fit the entry encoder: " + "; ".join(problems)
             )
-        state = {k: v.detach().to(self.device, torch.float32) for k, v in weights.items()}
-        module.load_state_dict(state, strict=False, assign=True)
-        return module.eval()
+        return module
