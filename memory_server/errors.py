@@ -103,3 +103,11 @@ class UnknownDomain(MemoryServerError):
 
 class DomainPlugged(MemoryServerError):
     """The domain is plugged already; unplug it, or swap it, in the same commit."""
+
+
+class StateNotFound(MemoryServerError):
+    """A state directory holds no state of a memory server."""
+
+
+class StateDamaged(MemoryServerError):
+    """A file of a memory server's state is altered; the message names the file."""

@@ -25,8 +25,9 @@ class ShardStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class SealedEpoch:
-    """All that answers: immutable."""
+    """All that answers: immutable. `weights_id` is of the weights that made the keys."""
 
+    weights_id: int
     content: ShardContent
     keys: BlockedKeys
     index: Index
@@ -46,3 +47,9 @@ class HeldEpoch:
     seconds: float | None = None
     finished: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def remaining_s(self, now: float) -> float | None:
+        """Seconds that the rows still to come will take if they go on as those so far."""
+        if self.encoding_since is None or not self.done:
+            return None
+        return (now - self.encoding_since) * (self.total - self.done) / self.done

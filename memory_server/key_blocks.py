@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,12 +23,15 @@ class KeyBlock:
     Attributes:
         largest_norm: the largest Euclidean norm of an exact key.
         checksum: CRC-32 of the exact keys' float32 bytes in row order.
+        origin: (sha256 of the segment, first row, one past the last) of the rows; None for a block
+            that no other epoch may share.
         accelerator: an approximate index over exactly these rows, if one was built.
     """
 
     codes: KeyCodes
     largest_norm: float
     checksum: int
+    origin: tuple[str, int, int] | None = None
     accelerator: Any = None
 
     @property
@@ -93,6 +98,14 @@ class BlockedKeys:
             chosen = (where == position).nonzero().squeeze(1)
             out[chosen] = view.block.codes.gather(flat[chosen] - view.offset + view.start)
         return out.reshape(*rows.shape, self.width)
+
+    def exact_rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of these rows have their exact keys here, bool [n]."""
+        if self.exact:
+            return np.ones(len(rows), dtype=bool)
+        offsets = np.array([view.offset for view in self.views])
+        exact = np.array([view.block.codes.exact for view in self.views])
+        return np.asarray(exact[np.searchsorted(offsets, rows, side="right") - 1], dtype=bool)
 
     def pieces(self, at_most: int) -> Iterator[tuple[int, int, KeyCodes, int]]:
         """Runs of rows within one block: (first row, one past the last, codes, their start)."""

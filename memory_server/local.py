@@ -1,6 +1,7 @@
 """The memory in this process: for tests, notebooks and one device."""
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Self
 from torch import Tensor
 
 from memory_server.api import Entry, KeyEncoderFactory, MemoryInfo, Retrieved, StageStatus
-from memory_server.epochs import EpochBook
+from memory_server.epochs import EpochBook, Pin
 from memory_server.errors import MemoryClosed, RefreshFailed
+from memory_server.free_memory import check_fits
+from memory_server.index import IndexSettings
 from memory_server.replies import merge_replies
 from memory_server.shard import Shard
 from memory_server.store import Store
@@ -18,6 +21,29 @@ from memory_server.stored_vectors import StoredVectors
 from memory_server.waiting import in_order, wait_until_sealed
 
 INITIAL_TIMEOUT_S = 24 * 3600.0
+
+
+class LocalPin:
+    """A hold on an epoch of a `LocalMemory`; see `api.EpochPin`."""
+
+    def __init__(self, memory: "LocalMemory", pin: Pin, lease_s: float) -> None:
+        self._memory, self._pin, self._lease_s = memory, pin, lease_s
+
+    @property
+    def epoch(self) -> int:
+        return self._pin.epoch
+
+    def renew(self) -> None:
+        self._memory.renew(self._pin, self._lease_s)
+
+    def close(self) -> None:
+        self._memory.unpin(self._pin)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 class LocalMemory:
@@ -33,7 +59,8 @@ class LocalMemory:
         encoder_step: int = 0,
         content_version: str | None = None,
         device: str = "cpu",
-        index: str = "flat",
+        index: IndexSettings | str = "flat",
+        memory_limit_bytes: int | None = None,
     ) -> None:
         """Encode the store's entries and answer; blocks until the first epoch is live.
 
@@ -43,6 +70,8 @@ class LocalMemory:
                 the values that are stored with them. Other content can be staged as far as all its
                 entries have vectors.
             content_version: by default the store's head.
+            index: how keys are held and searched; a string is an `IndexSettings.kind`.
+            memory_limit_bytes: keys of all held epochs take no more; by default what is free.
 
         Raises:
             ValueError: neither or both of encoder with weights, and vectors.
@@ -61,9 +90,17 @@ class LocalMemory:
             assert stored is not None
             encoder, weights = (lambda _: stored), {}
         path = store.path if isinstance(store, Store) else Path(store)
-        self._shard = Shard(path, shards=1, shard=0, encoder=encoder, device=device, index=index)
+        self._index = IndexSettings(kind=index) if isinstance(index, str) else index
+        self._shard = Shard(
+            path,
+            shards=1,
+            shard=0,
+            encoder=encoder,
+            device=device,
+            index=self._index,
+            memory_limit_bytes=memory_limit_bytes,
+        )
         self._store = Store.open(path)
-        self._index = index
         self._book = EpochBook()
         self._lock = threading.Lock()
         self._closed = False
@@ -95,7 +132,7 @@ class LocalMemory:
             tokenizer_fingerprint=meta.tokenizer_fingerprint,
             pad_token_id=meta.pad_token_id,
             bytes=dict(receipt.bytes),
-            index=self._index,
+            index=self._index.describe(),
         )
 
     def search(
@@ -105,9 +142,10 @@ class LocalMemory:
         *,
         exclude_doc_ids: Tensor | None = None,
         epoch: int | None = None,
+        exact: bool = False,
     ) -> Retrieved:
         """See `Memory.search`."""
-        reply = self._shard.search(queries_BQ, k, exclude_doc_ids, epoch=epoch)
+        reply = self._shard.search(queries_BQ, k, exclude_doc_ids, epoch=epoch, exact=exact)
         merged = merge_replies([reply], k, device=queries_BQ.device)
         if self._vectors is None:
             return merged
@@ -134,6 +172,8 @@ class LocalMemory:
         if content_version is not None:
             self._store.manifest(content_version)
         copied = None if weights is None else {k: v.detach().clone() for k, v in weights.items()}
+        for unsettled in self._unsettled():
+            self.staging(unsettled)  # what has sealed meanwhile is not waiting any more
         with self._lock:
             self._check_open()
             plan = self._book.begin(
@@ -141,6 +181,15 @@ class LocalMemory:
                 new_weights=weights is not None,
                 content_version=content_version,
             )
+            try:
+                needed, free = self._shard.stage_cost(plan)
+                check_fits(needed, free, what=f"staging epoch {plan.epoch}")
+            except BaseException:
+                self._book.fail(plan.epoch, "it was refused")
+                self._book.release(plan.epoch, time.monotonic())
+                raise
+            for dropped in self._book.supersede(plan):
+                self._shard.release(dropped)
             self._shard.stage(plan, lambda: _given(copied))
         return plan.epoch
 
@@ -149,6 +198,8 @@ class LocalMemory:
         with self._lock:
             self._check_open()
             self._book.plan(epoch)
+            if epoch in self._book.failures:
+                return _failed(epoch, self._book.failures[epoch])
             status = self._shard.status(epoch)
             if status.receipt is not None and epoch not in self._book.receipts:
                 self._book.seal([status.receipt])
@@ -161,25 +212,58 @@ class LocalMemory:
             total=status.total,
             error=status.error,
             seconds=status.seconds,
+            remaining_s=status.remaining_s,
         )
 
     def wait_sealed(self, epoch: int, timeout_s: float) -> None:
         """See `Memory.wait_sealed`."""
         wait_until_sealed(self.staging, epoch, timeout_s)
 
-    def activate(self, epoch: int) -> None:
+    def activate(self, epoch: int) -> int:
         """See `Memory.activate`."""
-        self.staging(epoch)
+        while True:
+            self.staging(epoch)
+            with self._lock:
+                rebased = self._book.rebase(epoch)
+                if rebased is None:
+                    self._book.activate(epoch)
+                    self._shard.activate(epoch)
+                    return epoch
+                # Its weights are those of a held epoch, so none are loaded.
+                self._shard.stage(rebased, lambda: _given(None))
+            try:
+                self.wait_sealed(rebased.epoch, INITIAL_TIMEOUT_S)
+            except BaseException:
+                self.release(rebased.epoch)
+                raise
+            self.release(epoch)
+            epoch = rebased.epoch
+
+    def pin(self, epoch: int | None = None, *, lease_s: float = 60.0) -> LocalPin:
+        """See `Memory.pin`."""
         with self._lock:
-            self._book.activate(epoch)
-            self._shard.activate(epoch)
+            self._check_open()
+            return LocalPin(self, self._book.pin(epoch, lease_s, time.monotonic()), lease_s)
 
     def release(self, epoch: int) -> None:
         """See `Memory.release`."""
         with self._lock:
             self._check_open()
-            self._book.release(epoch)
-            self._shard.release(epoch)
+            self._forget_left()
+            if self._book.release(epoch, time.monotonic()):
+                self._shard.release(epoch)
+
+    def renew(self, pin: Pin, lease_s: float) -> None:
+        """Begin a pin's lease anew; see `LocalPin`."""
+        with self._lock:
+            self._check_open()
+            self._book.renew(pin.id, lease_s, time.monotonic())
+
+    def unpin(self, pin: Pin) -> None:
+        """End a pin; see `LocalPin`."""
+        with self._lock:
+            self._book.unpin(pin.id)
+            self._forget_left()
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
         """See `Memory.entries`."""
@@ -196,6 +280,14 @@ class LocalMemory:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _unsettled(self) -> list[int]:
+        with self._lock:
+            return self._book.unsettled()
+
+    def _forget_left(self) -> None:
+        for epoch in self._book.forget_left(time.monotonic()):
+            self._shard.release(epoch)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -214,3 +306,7 @@ def _opened(vectors: StoredVectors | Path | str | None) -> StoredVectors | None:
     if vectors is None or isinstance(vectors, StoredVectors):
         return vectors
     return StoredVectors.open(vectors)
+
+
+def _failed(epoch: int, reason: str) -> StageStatus:
+    return StageStatus(epoch=epoch, state="failed", done=0, total=0, error=reason, seconds=0.0)

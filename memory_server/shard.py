@@ -9,16 +9,17 @@ gone.
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from memory_server.api import Entry, KeyEncoderFactory, KeySource, StageState
-from memory_server.content import ShardContent, taken
-from memory_server.epochs import EpochPlan, Receipt
+from memory_server.api import Entry, KeyEncoderFactory, StageState
+from memory_server.content import taken
+from memory_server.epoch_builder import EpochBuilder, LoadWeights
+from memory_server.epochs import EpochPlan
 from memory_server.errors import (
     EpochNotSealed,
     MemoryClosed,
@@ -27,17 +28,14 @@ from memory_server.errors import (
     ShardRestoring,
     UnknownEpoch,
 )
-from memory_server.flat_index import FlatIndex
 from memory_server.held_epoch import HeldEpoch, SealedEpoch, ShardStatus
-from memory_server.index import check_index_kind
-from memory_server.keys import Cancelled, key_checksum, make_keys
+from memory_server.index import Index, IndexSettings
+from memory_server.keys import Cancelled
+from memory_server.recall_audit import Audit, QueryLog
 from memory_server.replies import ShardReply
 from memory_server.requests import checked_request
-from memory_server.store import Store
 
 log = logging.getLogger(__name__)
-
-LoadWeights = Callable[[], Mapping[str, Tensor]]
 
 
 class Shard:
@@ -51,25 +49,51 @@ class Shard:
         shard: int,
         encoder: KeyEncoderFactory,
         device: str = "cpu",
-        index: str = "flat",
+        index: IndexSettings | str = "flat",
+        scratch: Path | None = None,
+        shards_on_node: int = 1,
+        memory_limit_bytes: int | None = None,
     ) -> None:
-        """Open the store; hold no epoch yet. Raises the store's errors."""
-        check_index_kind(index)
+        """Open the store; hold no epoch yet.
+
+        Args:
+            scratch: a directory of this node, in which its shards share the encoder's tables.
+            shards_on_node: how many shards of the memory this node has.
+            memory_limit_bytes: keys of all held epochs together take no more; None: what is free.
+
+        Raises:
+            ValueError: bad index settings. The store's errors.
+        """
+        self._settings = IndexSettings(kind=index) if isinstance(index, str) else index
         self.shard = shard
-        self._shards = shards
-        self._store = Store.open(store_path)
-        self._make_encoder = encoder
         self._device = torch.device(device)
+        self.queries = QueryLog()
+        self._builder = EpochBuilder(
+            store_path,
+            shards=shards,
+            shard=shard,
+            encoder=encoder,
+            device=self._device,
+            settings=self._settings,
+            scratch=scratch,
+            shards_on_node=shards_on_node,
+            memory_limit_bytes=memory_limit_bytes,
+            queries=self.queries,
+        )
         self._lock = threading.Lock()
         self._epochs: dict[int, HeldEpoch] = {}
-        self._encoders: dict[int, KeySource] = {}
-        self._verified: set[str] = set()
         self._live: int | None = None
         self._closed = False
-        self._stager = ThreadPoolExecutor(1, thread_name_prefix=f"stage-shard-{shard}")
+        # An edit is small and must not wait until a refresh has encoded everything.
+        self._refreshes = ThreadPoolExecutor(1, thread_name_prefix=f"refresh-shard-{shard}")
+        self._edits = ThreadPoolExecutor(1, thread_name_prefix=f"edit-shard-{shard}")
+        self.audit = Audit(self._audited, self.queries, self._settings, device=self._device)
 
     def stage(self, plan: EpochPlan, load_weights: LoadWeights, *, restoring: bool = False) -> None:
-        """Begin an epoch in the background, one after the other; one that is held is left alone.
+        """Begin an epoch in the background; one that is held is left alone.
+
+        Epochs of new weights are staged one after the other. One whose weights have sealed an epoch
+        here already, an edit, does not wait for them.
 
         Args:
             load_weights: called, in the background, only if no held epoch has this `weights_id`.
@@ -81,7 +105,19 @@ class Shard:
             if plan.epoch in self._epochs:
                 return
             self._epochs[plan.epoch] = epoch
-        self._stager.submit(self._stage, epoch, load_weights)
+        is_edit = any(e.weights_id == plan.weights_id for e in self._sealed_epochs())
+        (self._edits if is_edit else self._refreshes).submit(self._stage, epoch, load_weights)
+
+    def stage_cost(self, plan: EpochPlan) -> tuple[int, int]:
+        """(bytes that staging the plan would add here, bytes that may still be taken here).
+
+        The first is 0 as long as the key width is not known.
+
+        Raises:
+            UnknownVersion, StoreDamaged: the content cannot be read.
+        """
+        sealed = self._sealed_epochs()
+        return self._builder.stage_cost(plan, sealed), self._builder.free_bytes(sealed)
 
     def status(self, epoch: int) -> ShardStatus:
         """Say how far an epoch is. Raises UnknownEpoch."""
@@ -97,6 +133,7 @@ class Shard:
             error=held.error,
             receipt=held.sealed.receipt if finished and held.sealed else None,
             seconds=held.seconds if held.seconds is not None else time.monotonic() - held.began,
+            remaining_s=0.0 if finished else held.remaining_s(time.monotonic()),
         )
 
     def activate(self, epoch: int) -> None:
@@ -120,7 +157,8 @@ class Shard:
             dropped = self._epochs.pop(epoch, None)
             if dropped is not None:
                 dropped.cancelled.set()
-            self._forget_encoders()
+            needed = {epoch.plan.weights_id for epoch in self._epochs.values()}
+        self._builder.forget_except(needed)
 
     def search(
         self,
@@ -130,6 +168,7 @@ class Shard:
         *,
         epoch: int | None = None,
         wait_s: float = 0.0,
+        exact: bool = False,
     ) -> ShardReply:
         """The shard's k best. `wait_s`: how long to wait for an epoch that is being built again.
 
@@ -145,7 +184,9 @@ class Shard:
             queries_BQ.to(self._device),
             k,
             None if excluded is None else excluded.to(self._device),
+            exact=exact,
         )
+        self.queries.add(queries_BQ, k, excluded)
         rows = hits.rows.cpu().numpy()
         content = sealed.content
         pads = rows < 0
@@ -157,6 +198,7 @@ class Shard:
             tokens=content.tokens(rows),
             epoch=sealed.receipt.epoch,
             encoder_step=sealed.receipt.encoder_step,
+            exact=hits.exact,
         )
 
     def entries(
@@ -172,8 +214,10 @@ class Shard:
             for epoch in self._epochs.values():
                 epoch.cancelled.set()
             self._epochs.clear()
-            self._encoders.clear()
-        self._stager.shutdown(wait=True, cancel_futures=True)
+        self.audit.close()
+        for lane in (self._refreshes, self._edits):
+            lane.shutdown(wait=True, cancel_futures=True)
+        self._builder.close()
 
     def _stage(self, epoch: HeldEpoch, load_weights: LoadWeights) -> None:
         """Runs on the staging thread. Whatever goes wrong becomes the epoch's reason."""
@@ -194,95 +238,36 @@ class Shard:
         epoch.finished.set()
 
     def _build(self, epoch: HeldEpoch, load_weights: LoadWeights) -> SealedEpoch:
-        plan = epoch.plan
         if epoch.cancelled.is_set():
             raise Cancelled
-        content = self._content(plan.content_version)
-        epoch.total = content.live_rows
-        source = self._newest_sealed(plan.weights_id)
+
+        def begin(rows: int) -> None:
+            epoch.total, epoch.encoding_since = rows, time.monotonic()
 
         def advance(rows: int) -> None:
             epoch.done += rows
             if epoch.cancelled.is_set():
                 raise Cancelled
 
-        keys_NQ, encoded_rows = make_keys(
-            content,
-            source=None if source is None else (source.content, source.keys),
-            encoder=lambda: self._encoder(plan.weights_id, load_weights),
-            device=self._device,
+        return self._builder.build(
+            epoch.plan,
+            load_weights,
+            sealed=self._sealed_epochs(),
+            begin=begin,
             advance=advance,
+            audit=self.audit,
         )
-        self._check_width(keys_NQ.shape[1])
-        index = FlatIndex(
-            keys_NQ=keys_NQ,
-            ids_N=torch.from_numpy(content.ids).to(self._device),
-            doc_ids_N=torch.from_numpy(content.doc_ids).to(self._device),
-            dead_rows=torch.from_numpy(content.dead_rows).to(self._device),
-        )
-        receipt = Receipt(
-            epoch=plan.epoch,
-            shard=self.shard,
-            encoder_step=plan.encoder_step,
-            content_version=plan.content_version,
-            rows=content.rows,
-            live_rows=content.live_rows,
-            key_width=keys_NQ.shape[1],
-            key_checksum=key_checksum(keys_NQ),
-            encoded_rows=encoded_rows,
-            bytes={
-                "keys": keys_NQ.nbytes,
-                "ids": content.ids.nbytes + content.doc_ids.nbytes,
-                "index": index.bytes,
-                "tokens": content.token_bytes,
-            },
-            seconds=time.monotonic() - epoch.began,
-        )
-        return SealedEpoch(content=content, keys=keys_NQ, index=index, receipt=receipt)
 
-    def _content(self, version: str) -> ShardContent:
-        """The shard's rows; of a version already held, the same object.
-
-        Shards share the work of reading whole segments against their checksums: each checks every
-        `shards`-th segment, and an epoch answers only when all shards have sealed it.
-        """
-        for held in list(self._epochs.values()):
-            if held.sealed is not None and held.sealed.content.version == version:
-                return held.sealed.content
-        content = ShardContent(self._store, version, shards=self._shards, shard=self.shard)
-        for ref in content.refs[self.shard :: self._shards]:
-            if ref.sha256 not in self._verified:
-                self._store.verify_segment(ref)
-                self._verified.add(ref.sha256)
-        return content
-
-    def _newest_sealed(self, weights_id: int) -> SealedEpoch | None:
+    def _sealed_epochs(self) -> list[SealedEpoch]:
+        """The sealed epochs that are held, the newest first."""
         held = sorted(self._epochs.copy().items(), reverse=True)
-        same = [e.sealed for _, e in held if e.sealed and e.plan.weights_id == weights_id]
-        return same[0] if same else None
+        return [epoch.sealed for _, epoch in held if epoch.sealed is not None]
 
-    def _encoder(self, weights_id: int, load_weights: LoadWeights) -> KeySource:
-        """The encoder of these weights, kept for as long as an epoch that they made is held."""
-        encoder = self._encoders.get(weights_id)
-        if encoder is None:
-            encoder = self._make_encoder(load_weights())
-            with self._lock:
-                self._encoders[weights_id] = encoder
-                self._forget_encoders()
-        return encoder
-
-    def _forget_encoders(self) -> None:
-        needed = {epoch.plan.weights_id for epoch in self._epochs.values()}
-        for weights_id in [w for w in self._encoders if w not in needed]:
-            del self._encoders[weights_id]
-
-    def _check_width(self, width: int) -> None:
-        for held in list(self._epochs.values()):
-            if held.sealed is not None and held.sealed.receipt.key_width != width:
-                raise ValueError(
-                    f"the encoder makes keys of width {width}, but the memory's keys have width "
-                    f"{held.sealed.receipt.key_width}; both must come from the same model"
-                )
+    def _audited(self) -> Index | None:
+        """What the audit measures: the live epoch's index."""
+        with self._lock:
+            held = None if self._live is None else self._epochs.get(self._live)
+        return None if held is None or held.sealed is None else held.sealed.index
 
     def _held(self, epoch: int | None) -> HeldEpoch:
         with self._lock:
