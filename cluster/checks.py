@@ -8,6 +8,8 @@ from pathlib import Path
 
 from cluster.config import PretrainConfig
 from cluster.errors import LaunchError
+from memory_server.index import IndexSettings
+from memory_server.index_factory import check_index
 from memory_server.requests import MAX_TOP_K
 from memory_server.store import Store
 from model import PlugLMConfig
@@ -29,7 +31,18 @@ _MAY_CHANGE: dict[str, frozenset[str]] = {
     "data": frozenset({"corpus"}),
     "model": frozenset({"init_from"}),
     "memory": frozenset(
-        {"store", "shards", "on_lost_shard", "deadline_s", "threads_per_shard", "gpus_per_shard"}
+        {
+            "store",
+            "server",
+            "shards",
+            "replicas",
+            "placement",
+            "on_lost_shard",
+            "deadline_s",
+            "threads_per_shard",
+            "gpus_per_shard",
+            "audit_every_s",
+        }
     ),
     "optim": frozenset(),
     "runtime": frozenset({"device", "threads_per_trainer"}),
@@ -94,9 +107,11 @@ def check_memory(config: PretrainConfig, source: Source, content: str) -> None:
         content: the content version that the run begins with.
 
     Raises:
-        ConfigError: K above the entries, another tokenizer, entries or sequences too long.
+        ConfigError: K above the entries, another tokenizer, entries or sequences too long, an
+            index that is not known.
         StoreNotFound, StoreDamaged: no usable store.
     """
+    index_settings(config)
     store = Store.open(source.store)
     if store.meta.tokenizer_fingerprint != source.tokenizer_fingerprint:
         raise ConfigError(
@@ -122,6 +137,27 @@ def check_memory(config: PretrainConfig, source: Source, content: str) -> None:
             f"model.max_positions = {config.model.max_positions}: must be at least {longest} "
             f"(sequences have {source.sequence_length} tokens, entries {store.meta.entry_tokens})"
         )
+
+
+def index_settings(config: PretrainConfig) -> IndexSettings:
+    """How each shard of the run's memory holds and searches its keys.
+
+    Raises:
+        ConfigError: an index or search parameters that FAISS does not know.
+    """
+    memory = config.memory
+    settings = IndexSettings(
+        kind=memory.index,
+        key_dtype=memory.key_dtype,
+        search=memory.search_params,
+        min_recall=memory.min_recall,
+        audit_every_s=memory.audit_every_s,
+    )
+    try:
+        check_index(settings, key_width=config.model.key_size)
+    except ValueError as error:
+        raise ConfigError(f'memory.index = "{memory.index}": {error}') from error
+    return settings
 
 
 def check_engine(config: PretrainConfig) -> None:

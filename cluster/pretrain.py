@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import tomllib
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,11 +20,12 @@ from cluster.config import PretrainConfig
 from cluster.errors import LaunchError
 from cluster.ray_session import ray_session
 from cluster.run_lock import run_lock
+from cluster.run_memory import run_memory
 from cluster.stop import Stop, stop_on_signals
 from cluster.trainer_actor import Gang, TrainerDied, first_failure, trainer_gang
 from memory_server.ray_client import RayMemory
 from memory_server.store import Store
-from model import KeyEncoderFactory, PlugLMConfig
+from model import PlugLMConfig
 from trainer.build import build_model
 from trainer.checkpoint import latest_checkpoint, read_key_weights
 from trainer.errors import TrainingError
@@ -197,8 +197,6 @@ def _everything(
     stop: Stop,
 ) -> Iterator[tuple[RayMemory, Gang, str]]:
     """Ray, the memory server and the trainers, ended in the opposite order whatever happens."""
-    memory_settings = config.memory
-    on_gpu_shard = memory_settings.gpus_per_shard > 0
     with ray_session(config.cluster, cpus=resources.cpus_needed(config)):
         # Ray has installed a handler of its own; this run's must be the one that counts.
         stop.listen()
@@ -207,30 +205,13 @@ def _everything(
         # A joined cluster may have GPUs where this machine has none, and the other way round.
         device = resources.choose_device(config, int(there.get("GPU", 0)))
         resources.check_cluster(config, device, there)
-        memory = RayMemory.start(
-            source.store.resolve(),
-            shards=memory_settings.shards,
-            encoder=KeyEncoderFactory(shape.to_dict(), device="cuda" if on_gpu_shard else "cpu"),
-            weights=weights,
-            encoder_step=start.state.encoder_step,
-            content_version=start.state.content_version,
-            name=f"pluglm-{uuid.uuid4().hex[:12]}",
-            index=memory_settings.index,
-            on_lost_shard=memory_settings.on_lost_shard,
-            deadline_s=memory_settings.deadline_s,
-            cpus_per_shard=float(memory_settings.threads_per_shard),
-            threads_per_shard=memory_settings.threads_per_shard,
-            gpus_per_shard=memory_settings.gpus_per_shard,
-        )
-        try:
+        with run_memory(config, source, shape, weights, start) as memory:
             stop.check()
             loopback = config.cluster.address == "local"
             on_gpu = device == "cuda"
             with trainer_gang(config.runtime, on_gpu=on_gpu, loopback=loopback) as gang:
                 stop.check()
                 yield memory, gang, device
-        finally:
-            memory.close()
 
 
 def _watch(

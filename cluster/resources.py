@@ -41,13 +41,20 @@ def choose_device(config: PretrainConfig, gpus: int) -> str:
 def cpus_needed(config: PretrainConfig) -> int:
     """CPUs that trainers and shards reserve."""
     runtime, memory = config.runtime, config.memory
-    return runtime.trainers * runtime.threads_per_trainer + memory.shards * memory.threads_per_shard
+    trainers = runtime.trainers * runtime.threads_per_trainer
+    return trainers + shard_actors(config) * memory.threads_per_shard
+
+
+def shard_actors(config: PretrainConfig) -> int:
+    """Actors that hold shards of the run's own memory; a server's are not the run's."""
+    memory = config.memory
+    return 0 if memory.server else memory.shards * memory.replicas
 
 
 def gpus_needed(config: PretrainConfig, device: str) -> float:
     """GPUs that trainers (a whole one each) and shards reserve."""
     trainers = config.runtime.trainers if device == "cuda" else 0
-    return trainers + config.memory.shards * config.memory.gpus_per_shard
+    return trainers + shard_actors(config) * config.memory.gpus_per_shard
 
 
 def check_gpus(config: PretrainConfig, device: str, gpus: int) -> None:

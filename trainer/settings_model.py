@@ -128,7 +128,39 @@ class MemorySettings:
     top_k: int = documented(
         5, "Entries K retrieved per sequence; at most the memory's entries.", minimum=1
     )
-    index: Literal["flat"] = documented("flat", "Index of a shard; flat is exact.")
+    server: str = documented(
+        "",
+        "Name of a running memory server to use (`pluglm memory serve`) instead of starting one; "
+        "how it is sharded, held and searched is then the server's affair.",
+    )
+    replicas: int = documented(
+        1, "Actors that hold each shard; a slow or dead one is hedged by another.", minimum=1
+    )
+    placement: Literal["spread", "pack"] = documented(
+        "spread", "Shards on as many nodes as there are, or on as few as hold them."
+    )
+    index: str = documented(
+        "flat",
+        "Index of a shard: flat (exact), a preset (ivf, pq), or a FAISS factory string such as "
+        '"IVF4096,Flat".',
+    )
+    key_dtype: Literal["float32", "float16", "bfloat16", "int8"] = documented(
+        "float32",
+        "How keys are held; whatever it is, what is found is scored by exact keys.",
+    )
+    search_params: str = documented(
+        "", 'FAISS search parameters, such as "nprobe=8"; empty: what suits the index.'
+    )
+    min_recall: float = documented(
+        0.95,
+        "An approximate index answers only while its recall, measured on the training's own "
+        "queries, is at least this; until then, and below, search is exact.",
+        minimum=0,
+        maximum=1,
+    )
+    audit_every_s: float = documented(
+        60.0, "Seconds between two measurements of an approximate index's recall.", above=0
+    )
     refresh: RefreshMode = documented(
         "async",
         "New keys while training goes on (async), while training waits (sync), or never (off).",
