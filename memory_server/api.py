@@ -244,7 +244,7 @@ class Memory(Protocol):
         """
         ...
 
-    def activate(self, epoch: int) -> int:
+    def activate(self, epoch: int, *, expected_live: int | None = None) -> int:
         """Answer from this epoch when a search names none. Returns when every shard has switched.
 
         If what the epoch follows has changed since it was staged (other content went live during a
@@ -252,10 +252,15 @@ class Memory(Protocol):
         is staged, sealed and activated instead, which takes as long as the difference; the one that
         was named is released.
 
+        Args:
+            expected_live: switch only if this epoch is live still, so that of two who switch at
+                once one is told.
+
         Returns:
             The epoch that is live now.
 
         Raises:
+            LiveEpochChanged: another epoch than `expected_live` is live; nothing was switched.
             EpochNotSealed: some shard has not sealed it. UnknownEpoch: not held.
             RefreshFailed: what had to be staged instead could not be.
         """

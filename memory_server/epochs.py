@@ -8,7 +8,13 @@ by it, nor a refresh by an edit.
 
 from dataclasses import dataclass, field, replace
 
-from memory_server.errors import EpochInUse, EpochNotSealed, RefreshFailed, UnknownEpoch
+from memory_server.errors import (
+    EpochInUse,
+    EpochNotSealed,
+    LiveEpochChanged,
+    RefreshFailed,
+    UnknownEpoch,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +157,14 @@ class EpochBook:
             raise EpochNotSealed(
                 f"epoch {epoch} is not sealed on every shard yet; call wait_sealed({epoch}, ...) "
                 "first"
+            )
+
+    def check_live(self, expected: int | None) -> None:
+        """Raise LiveEpochChanged if another epoch than the expected one is live."""
+        if expected is not None and expected != self.live:
+            raise LiveEpochChanged(
+                f"epoch {self.live} is live, not {expected}: someone else switched the memory; "
+                "look at what is live and decide again"
             )
 
     def rebase(self, epoch: int) -> EpochPlan | None:

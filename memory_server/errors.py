@@ -53,6 +53,10 @@ class EpochInUse(MemoryServerError):
     """The epoch answers searches, so it cannot be released."""
 
 
+class LiveEpochChanged(MemoryServerError):
+    """Another client switched the memory first; look at what is live and decide again."""
+
+
 class RefreshFailed(MemoryServerError):
     """An epoch could not be staged; the live one goes on. The message carries the reason."""
 

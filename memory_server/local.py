@@ -219,11 +219,12 @@ class LocalMemory:
         """See `Memory.wait_sealed`."""
         wait_until_sealed(self.staging, epoch, timeout_s)
 
-    def activate(self, epoch: int) -> int:
+    def activate(self, epoch: int, *, expected_live: int | None = None) -> int:
         """See `Memory.activate`."""
         while True:
             self.staging(epoch)
             with self._lock:
+                self._book.check_live(expected_live)
                 rebased = self._book.rebase(epoch)
                 if rebased is None:
                     self._book.activate(epoch)
