@@ -61,6 +61,10 @@ class RecallGate:
             )
         return self._decide(GateState(open=opened, recall=recall, queries=queries, reason=reason))
 
+    def take_over(self, state: GateState) -> GateState:
+        """Go on with what was measured on an index whose approximate part is the same."""
+        return self._decide(state)
+
     def shut(self, reason: str) -> GateState:
         """Close it for a reason that is not a measurement."""
         before = self._state
