@@ -12,7 +12,7 @@ from torch import Tensor
 from cluster import checks
 from cluster.config import PretrainConfig
 from memory_server.ray_client import RayMemory
-from memory_server.ray_coordinator import Layout
+from memory_server.ray_names import Layout
 from model import KeyEncoderFactory, PlugLMConfig
 from trainer.settings import ConfigError
 

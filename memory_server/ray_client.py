@@ -1,15 +1,17 @@
 """The memory served by actors: start it, attach to it from any process, search all shards at once.
 
 A client holds no state that matters. It pickles as the memory's name, so trainers in other
-processes get their own; only the client that started the memory ends its actors.
+processes get their own. Searches go to the shards directly; only what changes epochs, and what
+asks about them, goes to the coordinator.
 """
 
+import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from torch import Tensor
 
 from memory_server.api import (
@@ -20,46 +22,79 @@ from memory_server.api import (
     Retrieved,
     StageStatus,
 )
-from memory_server.errors import CoordinatorLost, MemoryClosed
-from memory_server.ray_coordinator import Layout
-from memory_server.ray_fanout import ask_shards, original_error
-from memory_server.ray_launch import StartedActors, start_actors
-from memory_server.ray_names import NAMESPACE, pack_weights, shard_name
-from memory_server.replies import ShardReply, merge_replies
+from memory_server.errors import MemoryClosed, UnknownEpoch
+from memory_server.fan_out import SearchFanout
+from memory_server.index import IndexSettings
+from memory_server.ray_launch import ServerSettings, StartedActors, start_actors
+from memory_server.ray_leader import Leader
+from memory_server.ray_names import Layout, pack_weights
+from memory_server.ray_places import Placement
+from memory_server.ray_reach import fanout_to
+from memory_server.ray_servers import ServerInfo, list_servers, planned, shut_down
 from memory_server.requests import checked_request
-from memory_server.waiting import in_order, wait_until_sealed
+from memory_server.stats import MemoryStats
+from memory_server.waiting import wait_until_sealed
 
 # What changes epochs waits for shards at least this long, however short a search's deadline is:
 # giving up on a search costs one answer, giving up on a switch ends a training.
 CONTROL_AT_LEAST_S = 60.0
-CONTROL_MARGIN_S = 30.0  # for the coordinator itself, beyond what it waits for its shards
-INLINE_BYTES = 64 << 10  # a larger argument goes through the object store once, not once a shard
+REBASE_TIMEOUT_S = 24 * 3600.0
+
+
+class RayPin:
+    """A hold on an epoch of a `RayMemory`; see `api.EpochPin`."""
+
+    def __init__(self, leader: Leader, pin: int, epoch: int) -> None:
+        self._leader, self._pin, self._epoch = leader, pin, epoch
+        self._closed = False
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    def renew(self) -> None:
+        if self._closed:
+            raise UnknownEpoch(f"this pin on epoch {self._epoch} was closed; pin again")
+        self._leader.call("renew", self._pin)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._leader.call("unpin", self._pin)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 class RayMemory:
-    """A `Memory` of Ray actors. Make one with `RayMemory.start` or `RayMemory.attach`."""
+    """A `Memory` of Ray actors. Make one with `start`, `serve` or `attach`."""
 
     def __init__(
         self,
+        leader: Leader,
         *,
-        layout: Layout,
-        coordinator: Any,
-        shards: Sequence[Any],
         on_lost_shard: LostShardPolicy,
         deadline_s: float,
-        started: StartedActors | None,
+        started: StartedActors | None = None,
     ) -> None:
+        """See `start` and `attach`, which make one."""
         if on_lost_shard not in ("wait", "degrade"):
             raise ValueError(f"on_lost_shard={on_lost_shard!r}; allowed: 'wait', 'degrade'")
         if deadline_s <= 0:
             raise ValueError(f"deadline_s={deadline_s} must be greater than 0")
-        self._layout = layout
-        self._coordinator = coordinator
-        self._shards = list(shards)
+        self._leader = leader
+        attachment = leader.attachment
+        self._layout = attachment.layout
+        self._secret = attachment.secret
+        self._key_width = attachment.key_width
         self._policy: LostShardPolicy = on_lost_shard
         self._deadline_s = deadline_s
         self._started = started
-        self._key_width: int | None = None
+        self._opening = threading.Lock()
+        self._fanout: SearchFanout | None = None
         self._closed = False
 
     @classmethod
@@ -69,18 +104,29 @@ class RayMemory:
         *,
         shards: int,
         encoder: KeyEncoderFactory,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor] | None,
         name: str,
         encoder_step: int = 0,
         content_version: str | None = None,
-        index: str = "flat",
+        index: IndexSettings | str = "flat",
+        replicas: int = 1,
+        placement: Placement = "spread",
         on_lost_shard: LostShardPolicy = "wait",
         deadline_s: float = 60.0,
         cpus_per_shard: float = 1.0,
         threads_per_shard: int = 1,
         gpus_per_shard: float = 0.0,
+        resources_per_shard: Mapping[str, float] | None = None,
+        hedge_after_s: float | Literal["p95"] = "p95",
+        fan_in: int = 16,
+        queue_limit: int = 256,
+        queries: Literal["float16", "float32"] = "float16",
+        state_dir: Path | str | None = None,
+        memory_limit_bytes: int | None = None,
+        detached: bool = False,
         start_timeout_s: float = 300.0,
         first_epoch_timeout_s: float = 24 * 3600.0,
+        server: ServerSettings | None = None,
     ) -> Self:
         """Start the actors and encode every entry; blocks until the first epoch is live.
 
@@ -89,49 +135,84 @@ class RayMemory:
 
         Args:
             store_path: readable under this path by every node that gets an actor.
+            weights: what makes the keys; None: go on with the weights, their step and, unless
+                given, the content that were live when the memory of `state_dir` ended.
             name: by which other processes attach; unique in the cluster.
-            cpus_per_shard: what each shard reserves in Ray; may be a fraction, or 0.
-            threads_per_shard: torch threads of each shard.
+            index: how keys are held and searched; a string is an `IndexSettings.kind`.
+            replicas: actors that hold the same shard, on different nodes if there are several.
+            placement: "spread" the actors over the nodes, or "pack" them on few.
+            cpus_per_shard: what each actor reserves in Ray; may be a fraction, or 0.
+            threads_per_shard: torch threads of each actor.
+            gpus_per_shard: above 0, keys and search are on the GPU.
+            resources_per_shard: what else each actor reserves, by name.
             deadline_s: how long a search waits for a shard. Switching to an epoch and releasing
                 one wait as long, but at least `CONTROL_AT_LEAST_S`.
-            gpus_per_shard: above 0, keys and search are on the GPU.
+            hedge_after_s: seconds until a search asks a second replica; "p95": as measured.
+            fan_in: with more shards than this, a shard asks a group of so many for the client.
+            queue_limit: searches that may wait at a shard before others are told `Overloaded`.
+            queries: how they travel; halves are enough to find, the shard scores with what it gets.
+            state_dir: where the epochs' book and the weights are kept, on a filesystem that the
+                coordinator's node sees; by default STORE/servers/NAME.
+            memory_limit_bytes: keys of all held epochs of one actor take no more; by default what
+                is free on its node, or its GPU.
+            detached: the actors outlive this driver, and `close` only lets go; see `serve`.
             start_timeout_s: how long the actors may take to come up.
+            server: instead of the arguments that it holds, for tests of failures.
 
         Raises:
-            ValueError, StoreNotFound, StoreDamaged, UnknownVersion, MemoryServerError: refused.
-            RefreshFailed: the first epoch failed. ShardLost: the actors did not come up. No actor
-                stays.
+            ValueError, StoreNotFound, StoreDamaged, UnknownVersion, StateNotFound,
+            MemoryServerError: refused. RefreshFailed: the first epoch failed. ShardLost: the
+                actors did not come up. No actor stays.
         """
-        started = start_actors(
-            Path(store_path),
-            name=name,
+        settings = server or ServerSettings(
             shards=shards,
-            encoder=encoder,
-            index=index,
-            cpus=cpus_per_shard,
-            gpus=gpus_per_shard,
-            threads=threads_per_shard,
-            timeout_s=start_timeout_s,
+            replicas=replicas,
+            placement=placement,
+            cpus_per_shard=cpus_per_shard,
+            threads_per_shard=threads_per_shard,
+            gpus_per_shard=gpus_per_shard,
+            resources_per_shard=dict(resources_per_shard or {}),
+            queue_limit=queue_limit,
+            memory_limit_bytes=memory_limit_bytes,
+            detached=detached,
+        )
+        layout, first = planned(
+            store_path,
+            settings,
+            name=name,
+            index=IndexSettings(kind=index) if isinstance(index, str) else index,
+            state_dir=state_dir,
+            weights=weights,
+            encoder_step=encoder_step,
             content_version=content_version,
         )
+        layout = replace(layout, hedge_after_s=hedge_after_s, fan_in=fan_in, queries=queries)
+        started = start_actors(layout, settings, encoder, first.book, timeout_s=start_timeout_s)
         try:
+            leader = Leader.find(name, timeout_s=start_timeout_s)
             memory = cls(
-                layout=started.layout,
-                coordinator=started.coordinator,
-                shards=started.shards,
-                on_lost_shard=on_lost_shard,
-                deadline_s=deadline_s,
-                started=started,
+                leader, on_lost_shard=on_lost_shard, deadline_s=deadline_s, started=started
             )
-            first = memory.stage(
-                encoder_step=encoder_step, weights=weights, content_version=started.version
+            epoch = memory.stage(
+                encoder_step=first.encoder_step,
+                weights=first.weights,
+                content_version=first.content_version,
             )
-            memory.wait_sealed(first, first_epoch_timeout_s)
-            memory.activate(first)
+            memory.wait_sealed(epoch, first_epoch_timeout_s)
+            memory.activate(epoch)
+            memory.info()
         except BaseException:
             started.kill()
             raise
         return memory
+
+    @classmethod
+    def serve(cls, store_path: Path | str, **settings: Any) -> Self:
+        """`start` a memory whose actors outlive this driver; end it with `shut_down`.
+
+        Its Ray must outlive the driver, too: `ray start --head`, then `ray.init(address="auto")`.
+        """
+        return cls.start(store_path, **{**settings, "detached": True})
 
     @classmethod
     def attach(
@@ -140,28 +221,27 @@ class RayMemory:
         """Find a memory that another process started.
 
         Raises:
-            CoordinatorLost: there is none of this name in the cluster.
+            CoordinatorLost: there is none of this name in the cluster, or it does not answer.
         """
-        try:
-            coordinator = ray.get_actor(name, namespace=NAMESPACE)
-            layout = _layout_of(coordinator, deadline_s)
-            shards = [
-                ray.get_actor(shard_name(name, shard), namespace=NAMESPACE)
-                for shard in range(layout.shards)
-            ]
-        except (ValueError, RayError) as error:
-            raise CoordinatorLost(
-                f"no memory named {name!r} answers in this Ray cluster; check the name, or start "
-                "one"
-            ) from error
-        return cls(
-            layout=layout,
-            coordinator=coordinator,
-            shards=shards,
-            on_lost_shard=on_lost_shard,
-            deadline_s=deadline_s,
-            started=None,
-        )
+        leader = Leader.find(name, timeout_s=max(deadline_s, CONTROL_AT_LEAST_S))
+        return cls(leader, on_lost_shard=on_lost_shard, deadline_s=deadline_s)
+
+    @staticmethod
+    def list_servers() -> list[ServerInfo]:
+        """The memories that run in this Ray cluster, by name."""
+        return list_servers()
+
+    @staticmethod
+    def shut_down(name: str, *, forget: bool = False) -> None:
+        """End every actor of a memory, whoever started it; returns when they are gone.
+
+        Args:
+            forget: remove its state, too; otherwise `serve` with `weights=None` goes on from it.
+
+        Raises:
+            CoordinatorLost: there is none of this name.
+        """
+        shut_down(name, forget=forget)
 
     def __reduce__(self) -> tuple[Callable[..., "RayMemory"], tuple[str, LostShardPolicy, float]]:
         return _attach, (self._layout.name, self._policy, self._deadline_s)
@@ -170,6 +250,11 @@ class RayMemory:
     def name(self) -> str:
         """The name to attach by."""
         return self._layout.name
+
+    @property
+    def layout(self) -> Layout:
+        """How it is laid out, and of which store."""
+        return self._layout
 
     def info(self) -> MemoryInfo:
         """See `Memory.info`."""
@@ -184,22 +269,13 @@ class RayMemory:
         *,
         exclude_doc_ids: Tensor | None = None,
         epoch: int | None = None,
+        exact: bool = False,
     ) -> Retrieved:
         """See `Memory.search`. Asks all shards at once; not collective."""
         self._check_open()
         width = self._key_width if self._key_width is not None else self.info().key_width
         queries, excluded = checked_request(queries_BQ, k, exclude_doc_ids, width)
-        payload: Any = queries.cpu().numpy()
-        if payload.nbytes > INLINE_BYTES:
-            payload = ray.put(payload)
-        documents = None if excluded is None else excluded.cpu().numpy()
-        replies, missing = self._ask("search", lambda e: (payload, k, documents, e), epoch)
-        while len(epochs := {reply.epoch for reply in replies}) > 1:
-            # The live epoch was switched between two shards: all of them hold the newer one.
-            replies, missing = self._ask(
-                "search", lambda e: (payload, k, documents, e), max(epochs)
-            )
-        return merge_replies(replies, k, device=queries_BQ.device, missing_shards=missing)
+        return self._shards().search(queries, k, excluded, epoch=epoch, exact=exact)
 
     def stage(
         self,
@@ -208,9 +284,10 @@ class RayMemory:
         weights: Mapping[str, Tensor] | None = None,
         content_version: str | None = None,
     ) -> int:
-        """See `Memory.stage`. The weights travel once, whatever the number of shards."""
+        """See `Memory.stage`. Returns when the weights are on the coordinator's disk."""
         packed = None if weights is None else pack_weights(weights)
-        epoch: int = self._control("stage", encoder_step, packed, content_version)
+        request = secrets.token_hex(8)
+        epoch: int = self._control("stage", request, encoder_step, packed, content_version)
         return epoch
 
     def staging(self, epoch: int) -> StageStatus:
@@ -218,37 +295,60 @@ class RayMemory:
         status: StageStatus = self._control("staging", epoch)
         return status
 
+    def held(self) -> list[StageStatus]:
+        """Every epoch that is held or coming."""
+        statuses: list[StageStatus] = self._control("held")
+        return statuses
+
     def wait_sealed(self, epoch: int, timeout_s: float) -> None:
         """See `Memory.wait_sealed`."""
         wait_until_sealed(self.staging, epoch, timeout_s)
 
-    def activate(self, epoch: int) -> None:
+    def activate(self, epoch: int, *, expected_live: int | None = None) -> int:
         """See `Memory.activate`."""
-        self._control("activate", epoch, self._control_s)
+        live, number = self._control("activate", epoch, expected_live, self._control_s)
+        while not live:
+            try:
+                self.wait_sealed(number, REBASE_TIMEOUT_S)
+            except BaseException:
+                self.release(number)
+                raise
+            live, number = self._control("activate", epoch, expected_live, self._control_s)
+        return int(number)
+
+    def pin(self, epoch: int | None = None, *, lease_s: float = 60.0) -> RayPin:
+        """See `Memory.pin`."""
+        pin, pinned = self._control("pin", epoch, lease_s)
+        return RayPin(self._leader, pin, pinned)
 
     def release(self, epoch: int) -> None:
         """See `Memory.release`."""
         self._control("release", epoch, self._control_s)
 
+    def cancel(self, epoch: int) -> None:
+        """Stop staging an epoch: the same as `release`."""
+        self.release(epoch)
+
     def entries(self, ids: Sequence[int]) -> list[Entry]:
         """See `Memory.entries`. A lost shard is always waited for."""
         self._check_open()
-        wanted = [int(entry_id) for entry_id in ids]
-        found, _ = ask_shards(
-            self._layout.name,
-            self._shards,
-            "entries",
-            lambda wait_s: (wanted, None, wait_s),
-            policy="wait",
-            deadline_s=self._deadline_s,
-        )
-        return in_order(ids, [entry for part in found for entry in part])
+        return self._shards().entries([int(entry_id) for entry_id in ids])
+
+    def stats(self) -> MemoryStats:
+        """What the memory and this process have counted; blocks for a second or two at most."""
+        stats: MemoryStats = self._control("stats")
+        return replace(stats, client=self._shards().stats().as_dict())
 
     def close(self) -> None:
-        """End every actor, if this client started them; an attached client only lets go."""
-        if self._started is not None and not self._closed:
-            self._started.kill()
+        """End every actor, if this client started them and they are not detached; otherwise only
+        let go."""
+        if self._closed:
+            return
         self._closed = True
+        if self._fanout is not None:
+            self._fanout.close()
+        if self._started is not None and not self._layout.detached:
+            self._started.kill()
 
     def __enter__(self) -> Self:
         return self
@@ -256,44 +356,25 @@ class RayMemory:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _ask(
-        self, method: str, arguments: Callable[[int | None], tuple[Any, ...]], epoch: int | None
-    ) -> tuple[list[ShardReply], tuple[int, ...]]:
-        return ask_shards(
-            self._layout.name,
-            self._shards,
-            method,
-            lambda wait_s: (*arguments(epoch), wait_s),
-            policy=self._policy,
-            deadline_s=self._deadline_s,
-        )
-
     @property
     def _control_s(self) -> float:
         return max(self._deadline_s, CONTROL_AT_LEAST_S)
 
     def _control(self, method: str, *arguments: Any) -> Any:
         self._check_open()
-        try:
-            call = getattr(self._coordinator, method).remote(*arguments)
-            return ray.get(call, timeout=self._control_s + CONTROL_MARGIN_S)
-        except RayTaskError as error:
-            raise original_error(error) from None
-        except (RayActorError, GetTimeoutError) as error:
-            raise CoordinatorLost(
-                f"the coordinator of memory {self._layout.name!r} does not answer: searches may "
-                "go on, but "
-                "epochs cannot change; close this memory and start it again"
-            ) from error
+        return self._leader.call(method, *arguments, timeout_s=self._control_s)
+
+    def _shards(self) -> SearchFanout:
+        with self._opening:
+            if self._fanout is None:
+                self._fanout = fanout_to(
+                    self._layout, self._secret, policy=self._policy, deadline_s=self._deadline_s
+                )
+            return self._fanout
 
     def _check_open(self) -> None:
         if self._closed:
             raise MemoryClosed("this memory was closed; start or attach to another one")
-
-
-def _layout_of(coordinator: Any, timeout_s: float) -> Layout:
-    layout: Layout = ray.get(coordinator.layout.remote(), timeout=timeout_s)
-    return layout
 
 
 def _attach(name: str, policy: LostShardPolicy, deadline_s: float) -> RayMemory:

@@ -1,145 +1,223 @@
-"""The memory's coordinator: a named actor that numbers epochs and remembers what each was made
-from.
+"""The memory's coordinator: a named actor that keeps the book of epochs and makes it come true.
 
-It holds no keys and answers no searches. A shard that restarts asks it what to build; an epoch is
-activated only when all shards have sealed it.
+It holds no keys and answers no searches. Every change is on disk before a shard hears of it, and
+what shards hear is always the whole state that the book wants (`ray_orders`). So it may be killed
+at any moment: the one that starts in its place reads the book and goes on.
 """
 
+import contextlib
+import copy
+import logging
 import threading
 import time
-from dataclasses import dataclass
-from typing import Any
-
-import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from memory_server.api import MemoryInfo, StageStatus
-from memory_server.epochs import EpochBook, EpochPlan
-from memory_server.errors import MemoryServerError, ShardLost, UnknownEpoch
+from memory_server.epochs import EpochPlan
+from memory_server.errors import MemoryServerError, NotEnoughMemory, UnknownEpoch
 from memory_server.held_epoch import ShardStatus
-from memory_server.ray_names import NAMESPACE, PackedWeights, shard_name
-from memory_server.segments import SegmentMeta
+from memory_server.ray_calls import Replicas
+from memory_server.ray_names import Address, Layout, PackedWeights, pack_weights, unpack_weights
+from memory_server.ray_orders import Need, Orders, judge, orders_of, progress, shortage
+from memory_server.ray_state import ServerBook, StateDirectory
+from memory_server.stats import EpochStats, MemoryStats, ShardStats, total_bytes
 from memory_server.store import Store
 
+log = logging.getLogger(__name__)
+
 STATUS_TIMEOUT_S = 5.0
-RETRY_PAUSE_S = 0.05
+COST_TIMEOUT_S = 10.0
+REPORT_TIMEOUT_S = 3.0
+MIND_EVERY_S = 0.5
+LOCK_PAUSE_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """What a client must know to search."""
+class Attachment:
+    """What a client is given. `key_width`: None before the first epoch is live."""
 
-    name: str
-    shards: int
-    index: str
-    meta: SegmentMeta
-    store_path: str
+    layout: Layout
+    secret: bytes = field(repr=False)
+    key_width: int | None
 
 
 class Coordinator:
     """The body of the coordinator's actor. Thread-safe."""
 
     def __init__(self, layout: Layout) -> None:
+        """Read the book. An actor whose constructor raises is never restarted, so a failure here is
+        kept and told to whoever calls."""
         self._layout = layout
-        self._store = Store.open(layout.store_path)
-        self._book = EpochBook()
-        self._weights: dict[int, Any] = {}
+        self._lock = threading.Lock()
+        self._staging = threading.Lock()  # one call that stages at a time
+        self._replicas = Replicas(layout)
         self._began: dict[int, float] = {}
         self._seconds: dict[int, float] = {}
-        self._lock = threading.Lock()
+        self._live_since: float | None = None
+        self._broken: MemoryServerError | None = None
+        try:
+            self._store = Store.open(layout.store_path)
+            self._state = StateDirectory(layout.state_dir)
+            self._hold = contextlib.ExitStack()
+            self._wait_for_state()
+            self._secret = self._state.secret()
+            self._server = self._state.load(now=time.monotonic())
+        except MemoryServerError as error:
+            self._broken = error
+            return
+        threading.Thread(target=self._mind, name="minder", daemon=True).start()
 
-    def layout(self) -> Layout:
-        return self._layout
-
-    def join(self) -> tuple[list[tuple[EpochPlan, list[Any], bool]], int | None]:
-        """What a shard must build as it starts: (plan, weights, sealed), and the live epoch."""
+    def attach(self) -> Attachment:
+        """What a client needs to search without the coordinator."""
+        self._check()
         with self._lock:
-            live = self._book.live
-            plans = [p for e, p in self._book.plans.items() if e not in self._book.failures]
-            plans.sort(key=lambda plan: (plan.epoch != live, plan.epoch))
-            return [
-                (plan, [self._weights[plan.weights_id]], plan.epoch in self._book.receipts)
-                for plan in plans
-            ], live
+            book = self._server.epochs
+            receipts = book.receipts.get(book.live or 0, {})
+        width = next(iter(receipts.values())).key_width if receipts else None
+        return Attachment(layout=self._layout, secret=self._secret, key_width=width)
+
+    def join(self, shard: int, replica: int) -> Orders:
+        """What a shard that starts must hold."""
+        self._check()
+        with self._lock:
+            name = f"{shard}-{replica}"
+            self._server.joins[name] = self._server.joins.get(name, 0) + 1
+            self._state.save(self._server)
+            orders = self._orders()
+        self._replicas.joined((shard, replica), orders.revision)
+        return orders
+
+    def weights(self, weights_id: int) -> PackedWeights:
+        """For a shard on a node that cannot read the state directory."""
+        self._check()
+        return pack_weights(self._state.load_weights(weights_id))
 
     def stage(
-        self, encoder_step: int, weights: PackedWeights | None, content_version: str | None
+        self,
+        request: str,
+        encoder_step: int,
+        weights: PackedWeights | None,
+        content_version: str | None,
     ) -> int:
-        """Number an epoch and tell the shards; does not wait for them.
+        """Number an epoch and tell the shards; does not wait until they are done.
 
-        The weights are put into the object store once, by this actor: what the trainer put there
-        would go with the trainer, and a shard that restarts needs them.
+        Args:
+            request: the caller's token; a call that is repeated with it stages nothing more.
         """
+        self._check()
         if content_version is not None:
             self._store.manifest(content_version)
-        reference = None if weights is None else ray.put(weights)
-        with self._lock:
-            plan = self._book.begin(
+        with self._staging:
+            with self._lock:
+                if request in self._server.requests:
+                    return self._server.requests[request]
+                waiting = self._server.epochs.unsettled()
+            for epoch in waiting:
+                self._look(epoch)  # what has sealed meanwhile does not wait any more
+            probe = copy.deepcopy(self._server.epochs)
+            plan = probe.begin(
                 encoder_step=encoder_step,
                 new_weights=weights is not None,
                 content_version=content_version,
             )
-            if reference is not None:
-                self._weights[plan.weights_id] = reference
+            probe.supersede(plan)
+            self._check_fits(plan, probe.unsettled())
+            if weights is not None:
+                self._state.save_weights(plan.weights_id, unpack_weights(weights))
+            with self._change("stage") as server:
+                plan = server.epochs.begin(
+                    encoder_step=encoder_step,
+                    new_weights=weights is not None,
+                    content_version=content_version,
+                )
+                server.epochs.supersede(plan)
+                server.remember_request(request, plan.epoch)
             self._began[plan.epoch] = time.monotonic()
-        for shard in range(self._layout.shards):
-            self._send_stage(shard, plan)
+        self._tell()
         return plan.epoch
 
     def staging(self, epoch: int) -> StageStatus:
         """Ask the shards how far they are; seal the epoch here when all have sealed it."""
-        with self._lock:
-            self._book.plan(epoch)
-            settled = epoch in self._book.receipts or epoch in self._book.failures
-        if not settled:
-            statuses, silent = self._shard_statuses(epoch)
-            self._settle(epoch, statuses)
-            if not self._is_settled(epoch):
-                return StageStatus(
-                    epoch=epoch,
-                    state="encoding",
-                    done=sum(status.done for status in statuses),
-                    total=sum(status.total for status in statuses),
-                    error=f"no answer yet from shard {silent}" if silent else None,
-                    seconds=time.monotonic() - self._began[epoch],
-                )
-        with self._lock:
-            self._book.plan(epoch)
-            receipts = self._book.receipts.get(epoch, {})
-            rows = sum(receipt.live_rows for receipt in receipts.values())
-            return StageStatus(
-                epoch=epoch,
-                state="sealed" if receipts else "failed",
-                done=rows,
-                total=rows,
-                error=self._book.failures.get(epoch),
-                seconds=self._seconds.get(epoch, 0.0),
-            )
+        self._check()
+        return self._status(epoch, self._look(epoch))
 
-    def activate(self, epoch: int, wait_s: float) -> None:
-        """Switch every shard to a sealed epoch. The book, which a restart reads, comes first."""
-        self.staging(epoch)
-        with self._lock:
-            self._book.activate(epoch)
-        self._tell_all("activate", epoch, wait_s)
+    def activate(self, epoch: int, expected_live: int | None, wait_s: float) -> tuple[bool, int]:
+        """Switch every shard to a sealed epoch. A call that is repeated does no harm.
+
+        Returns:
+            (True, the live epoch); or (False, an epoch that was staged instead, because what this
+            one follows has changed): once that one is sealed, call again with the same argument.
+        """
+        self._check()
+        for number in self._with_successor(epoch):
+            self.staging(number)
+        with self._change("activate") as server:
+            book = server.epochs
+            target = self._successor(server, epoch)
+            if target != book.live:
+                book.check_live(expected_live)
+            if target != epoch and target not in book.receipts:
+                return False, target
+            rebased = book.rebase(target)
+            if rebased is None:
+                book.activate(target)
+                if target != epoch:
+                    del server.successors[epoch]
+                    book.release(epoch, time.monotonic())
+            else:
+                server.successors[epoch] = rebased.epoch
+                if target != epoch:
+                    book.release(target, time.monotonic())
+        if rebased is not None:
+            self._began[rebased.epoch] = time.monotonic()
+            self._tell()
+            return False, rebased.epoch
+        self._live_since = time.monotonic()
+        self._replicas.wait_until_followed(self._orders_now(), wait_s, patient=True)
+        return True, target
 
     def release(self, epoch: int, wait_s: float) -> None:
-        """Forget an epoch that is not live, and its weights if no other epoch has them."""
+        """Forget an epoch that is not live, once no reader has it pinned."""
+        self._check()
+        with self._change("release") as server:
+            gone = server.epochs.release(epoch, time.monotonic())
+            server.epochs.forget_left(time.monotonic())
+        if gone:
+            self._replicas.wait_until_followed(self._orders_now(), wait_s, patient=False)
+        self._tell()
+
+    def pin(self, epoch: int | None, lease_s: float) -> tuple[int, int]:
+        """(the pin, its epoch)"""
+        self._check()
+        with self._change("pin") as server:
+            pin = server.epochs.pin(epoch, lease_s, time.monotonic())
+            server.leases[pin.id] = lease_s
+        return pin.id, pin.epoch
+
+    def renew(self, pin: int) -> None:
+        """Begin a pin's lease anew. Not written down: after a restart every lease begins anew."""
+        self._check()
         with self._lock:
-            self._book.release(epoch)
-            self._began.pop(epoch, None)
-            self._seconds.pop(epoch, None)
-            needed = {plan.weights_id for plan in self._book.plans.values()}
-            self._weights = {w: ref for w, ref in self._weights.items() if w in needed}
-        self._tell_all("release", epoch, wait_s)
+            self._server.epochs.renew(pin, self._server.leases.get(pin, 0.0), time.monotonic())
+
+    def unpin(self, pin: int) -> None:
+        """Let go of a pin; one that ended is ignored."""
+        self._check()
+        with self._change("unpin") as server:
+            server.epochs.unpin(pin)
+            server.epochs.forget_left(time.monotonic())
+        self._tell()
 
     def info(self) -> MemoryInfo:
-        """Describe the live epoch."""
+        """Describe the live epoch; bytes are of one replica of each shard."""
+        self._check()
         with self._lock:
-            if self._book.live is None:
+            book = self._server.epochs
+            if book.live is None:
                 raise UnknownEpoch("the memory is starting: no epoch is live yet")
-            receipts = list(self._book.receipts[self._book.live].values())
-            plan = self._book.plans[self._book.live]
+            receipts = list(book.receipts[book.live].values())
+            plan = book.plans[book.live]
         meta = self._layout.meta
         return MemoryInfo(
             entries=sum(receipt.live_rows for receipt in receipts),
@@ -154,100 +232,238 @@ class Coordinator:
             bytes={
                 part: sum(receipt.bytes[part] for receipt in receipts) for part in receipts[0].bytes
             },
-            index=self._layout.index,
+            index=self._layout.index.describe(),
         )
 
-    def _is_settled(self, epoch: int) -> bool:
+    def held(self) -> list[StageStatus]:
+        """Every epoch that is held or coming, failed ones too until they are released."""
+        self._check()
         with self._lock:
-            self._book.plan(epoch)
-            return epoch in self._book.receipts or epoch in self._book.failures
+            numbers = sorted(self._server.epochs.plans)
+        return [self.staging(number) for number in numbers]
 
-    def _settle(self, epoch: int, statuses: list[ShardStatus]) -> None:
-        """Record that all shards sealed the epoch, or that one of them cannot."""
-        receipts = [status.receipt for status in statuses if status.receipt is not None]
-        errors = [status.error for status in statuses if status.error is not None]
+    def stats(self) -> MemoryStats:
+        """Ask every replica; one that does not answer is "silent"."""
+        self._check()
+        answers = self._replicas.ask("report", timeout_s=REPORT_TIMEOUT_S)
+        statuses = {status.epoch: status for status in self.held()}
         with self._lock:
-            if epoch not in self._book.plans or epoch in self._book.receipts:
+            server = copy.deepcopy(self._server)
+        book, now = server.epochs, time.monotonic()
+        shards = tuple(
+            _with_restarts(address, answers.get(address), server)
+            for address in self._layout.addresses
+        )
+        live = None if book.live is None else book.plans[book.live]
+        receipts = list(book.receipts.get(book.live or 0, {}).values())
+        newest = max((plan.encoder_step for plan in book.plans.values()), default=0)
+        pins = [pin for pin in book.pins.values() if pin.deadline > now]
+        return MemoryStats(
+            name=self._layout.name,
+            store=self._layout.store_path,
+            epoch=book.live,
+            encoder_step=None if live is None else live.encoder_step,
+            content_version=None if live is None else live.content_version,
+            entries=sum(receipt.live_rows for receipt in receipts),
+            key_width=receipts[0].key_width if receipts else None,
+            index=self._layout.index.describe(),
+            shards=self._layout.shards,
+            replicas=self._layout.replicas,
+            newest_step=newest,
+            staleness_steps=0 if live is None else newest - live.encoder_step,
+            live_s=None if self._live_since is None else now - self._live_since,
+            pins=len(pins),
+            epochs=tuple(
+                EpochStats(
+                    epoch=epoch,
+                    state=statuses[epoch].state,
+                    live=epoch == book.live,
+                    content_version=plan.content_version,
+                    encoder_step=plan.encoder_step,
+                    done=statuses[epoch].done,
+                    total=statuses[epoch].total,
+                    remaining_s=statuses[epoch].remaining_s,
+                    pins=sum(pin.epoch == epoch for pin in pins),
+                    leaving=epoch in book.leaving,
+                    error=book.failures.get(epoch),
+                )
+                for epoch, plan in sorted(book.plans.items())
+                if epoch in statuses
+            ),
+            queries=sum(shard.queries for shard in shards),
+            overloaded=sum(shard.overloaded for shard in shards),
+            bytes=total_bytes(shards),
+            per_shard=shards,
+        )
+
+    def _booked(self, what: str) -> None:
+        """A change is in the book and no shard knows of it. Here a test's coordinator dies."""
+
+    @contextlib.contextmanager
+    def _change(self, what: str) -> Iterator[ServerBook]:
+        """Change the book on disk, then in memory; nothing is changed if either step fails."""
+        with self._lock:
+            draft = copy.deepcopy(self._server)
+            yield draft
+            if draft == self._server:
                 return
-            if not errors and len({receipt.key_width for receipt in receipts}) > 1:
-                errors = [f"shards made keys of widths {[r.key_width for r in receipts]}"]
-            if errors:
-                self._book.fail(epoch, "; ".join(errors))
-            elif len(receipts) == self._layout.shards:
-                self._book.seal(receipts)
+            draft.revision += 1
+            pins = draft.epochs.pins
+            draft.leases = {pin: s for pin, s in draft.leases.items() if pin in pins}
+            draft.successors = {
+                epoch: other
+                for epoch, other in draft.successors.items()
+                if epoch in draft.epochs.plans and other in draft.epochs.plans
+            }
+            self._state.save(draft)
+            self._server = draft
+            self._state.keep_weights(draft.weights_needed())
+            kept = draft.epochs.plans
+            for times in (self._began, self._seconds):
+                for epoch in [e for e in times if e not in kept]:
+                    del times[epoch]
+        self._booked(what)
+
+    def _orders(self) -> Orders:
+        return orders_of(self._server.epochs, self._server.revision)
+
+    def _orders_now(self) -> Orders:
+        with self._lock:
+            return self._orders()
+
+    def _tell(self) -> None:
+        self._replicas.tell(self._orders_now())
+
+    def _successor(self, server: ServerBook, epoch: int) -> int:
+        """What was staged instead of this epoch, if it still can become live."""
+        other = server.successors.get(epoch, epoch)
+        return epoch if other in server.epochs.failures else other
+
+    def _with_successor(self, epoch: int) -> list[int]:
+        with self._lock:
+            return list(dict.fromkeys([epoch, self._successor(self._server, epoch)]))
+
+    def _look(self, epoch: int) -> dict[Address, ShardStatus]:
+        """Ask all replicas about an epoch that is not settled, and settle it if that is due."""
+        with self._lock:
+            plan = self._server.epochs.plan(epoch)
+            if epoch not in self._server.epochs.unsettled():
+                return {}
+        answers = self._replicas.ask("status", epoch, timeout_s=STATUS_TIMEOUT_S)
+        if any(isinstance(answer, UnknownEpoch) for answer in answers.values()):
+            self._tell()  # it missed the news
+        statuses = {a: s for a, s in answers.items() if isinstance(s, ShardStatus)}
+        for (shard, _), answer in answers.items():
+            if isinstance(answer, MemoryServerError) and not isinstance(answer, UnknownEpoch):
+                statuses[shard, -1] = _failed(f"shard {shard}: {answer}")
+        entries = self._store.manifest(plan.content_version).entries
+        verdict = judge(plan, statuses, self._layout.addresses, entries=entries)
+        if verdict is None:
+            return statuses
+        with self._change("settle") as server:
+            if epoch not in server.epochs.unsettled():
+                return {}
+            if verdict.failure is None:
+                server.epochs.seal(list(verdict.receipts))
             else:
-                return
-            self._seconds[epoch] = time.monotonic() - self._began[epoch]
-        if errors:
-            for shard in range(self._layout.shards):
-                self._shard(shard).release.remote(epoch)
+                server.epochs.fail(epoch, verdict.failure)
+            began = self._began.get(epoch)
+            self._seconds[epoch] = 0.0 if began is None else time.monotonic() - began
+        self._tell()
+        return {}
 
-    def _shard_statuses(self, epoch: int) -> tuple[list[ShardStatus], list[int]]:
-        """The shards' statuses, and who did not answer; one that missed the news is told."""
-        pending = {
-            shard: self._shard(shard).status.remote(epoch) for shard in range(self._layout.shards)
-        }
-        statuses, silent = [], []
-        deadline = time.monotonic() + STATUS_TIMEOUT_S
-        for shard, reference in pending.items():
-            try:
-                left_s = max(0.0, deadline - time.monotonic())
-                statuses.append(ray.get(reference, timeout=left_s))
-            except (RayActorError, GetTimeoutError):
-                silent.append(shard)
-            except RayTaskError as error:
-                if not isinstance(error.cause, UnknownEpoch):
-                    reason = f"shard {shard}: {error.cause}"
-                    statuses.append(_failed(reason))
-                    continue
-                silent.append(shard)
-                with self._lock:
-                    plan = self._book.plan(epoch)
-                self._send_stage(shard, plan)
-        return statuses, silent
-
-    def _send_stage(self, shard: int, plan: EpochPlan) -> None:
+    def _status(self, epoch: int, statuses: dict[Address, ShardStatus]) -> StageStatus:
         with self._lock:
-            weights = self._weights[plan.weights_id]
-            held = list(self._book.plans)
-        self._shard(shard).stage.remote(plan, [weights], held)
+            book = self._server.epochs
+            book.plan(epoch)
+            receipts = book.receipts.get(epoch, {})
+            failure = book.failures.get(epoch)
+            began = self._began.get(epoch, time.monotonic())
+            settled_s = self._seconds.get(epoch, 0.0)
+        if receipts or failure is not None:
+            rows = sum(receipt.live_rows for receipt in receipts.values())
+            return StageStatus(
+                epoch=epoch,
+                state="sealed" if receipts else "failed",
+                done=rows,
+                total=rows,
+                error=failure,
+                seconds=settled_s,
+                remaining_s=0.0 if receipts else None,
+            )
+        silent = [address for address in self._layout.addresses if address not in statuses]
+        names = ", ".join(str(shard) for shard in dict.fromkeys(shard for shard, _ in silent))
+        reached = progress(statuses)
+        return StageStatus(
+            epoch=epoch,
+            state="encoding",
+            done=reached.done,
+            total=reached.total,
+            error=f"no answer yet from shard {names}" if silent else None,
+            seconds=time.monotonic() - began,
+            remaining_s=None if silent else reached.remaining_s,
+        )
 
-    def _tell_all(self, method: str, epoch: int, wait_s: float) -> None:
-        """Have every shard do something; one that is restarting reads it from the book instead.
+    def _check_fits(self, plan: EpochPlan, pending: list[int]) -> None:
+        """Refuse an epoch that would not fit beside what is held and what is coming.
 
         Raises:
-            ShardLost: a shard answered neither way in time.
+            NotEnoughMemory; or what keeps a shard from reading the content.
         """
-        deadline = time.monotonic() + wait_s
-        waiting = set(range(self._layout.shards))
-        while waiting:
-            calls = {s: getattr(self._shard(s), method).remote(epoch) for s in sorted(waiting)}
-            for shard, reference in calls.items():
-                try:
-                    ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
-                    waiting.discard(shard)
-                except RayTaskError as error:
-                    raise _cause(error) from None
-                except (RayActorError, GetTimeoutError):
-                    if time.monotonic() >= deadline:
-                        raise ShardLost(
-                            f"shard {shard} of {self._layout.name} did not {method} epoch {epoch} "
-                            f"within {wait_s:g} s; it will when it is back"
-                        ) from None
-            if waiting:
-                time.sleep(RETRY_PAUSE_S)
+        others = [epoch for epoch in pending if epoch != plan.epoch]
+        answers = self._replicas.ask("need", plan, others, timeout_s=COST_TIMEOUT_S)
+        for answer in answers.values():
+            if isinstance(answer, MemoryServerError):
+                raise answer
+        found = shortage({a: need for a, need in answers.items() if isinstance(need, Need)})
+        if found is not None:
+            place, needed, free = found
+            raise NotEnoughMemory(
+                f"an epoch of content {plan.content_version} needs {needed} bytes on {place} "
+                f"beside what it holds, and {free} are free there; nothing was begun: spread the "
+                "shards over more nodes, take a smaller key_dtype, or release an epoch"
+            )
 
-    def _shard(self, shard: int) -> Any:
-        name = shard_name(self._layout.name, shard)
-        try:
-            return ray.get_actor(name, namespace=NAMESPACE)
-        except ValueError:
-            raise ShardLost(f"actor {name} is gone for good; start the memory again") from None
+    def _mind(self) -> None:
+        """Settle what nobody asks about, end leases, and tell whoever missed the newest orders."""
+        while True:
+            try:
+                with self._lock:
+                    waiting = self._server.epochs.unsettled()
+                    left = copy.deepcopy(self._server.epochs).forget_left(time.monotonic())
+                for epoch in waiting:
+                    self._look(epoch)
+                if left:
+                    with self._change("leases") as server:
+                        server.epochs.forget_left(time.monotonic())
+                self._tell()
+            except Exception as error:  # whatever happens, the minder goes on
+                log.warning("minding %s: %s: %s", self._layout.name, type(error).__name__, error)
+            time.sleep(MIND_EVERY_S)
+
+    def _wait_for_state(self) -> None:
+        """The coordinator before this one may still be dying: only one may write the book."""
+        while True:
+            try:
+                self._hold.enter_context(self._state.locked())
+                return
+            except MemoryServerError:
+                time.sleep(LOCK_PAUSE_S)
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise self._broken
 
 
 def _failed(reason: str) -> ShardStatus:
     return ShardStatus(state="failed", done=0, total=0, error=reason, receipt=None, seconds=0.0)
 
 
-def _cause(error: RayTaskError) -> Exception:
-    return error.cause if isinstance(error.cause, MemoryServerError | ValueError) else error
+def _with_restarts(address: Address, answer: object, server: ServerBook) -> ShardStats:
+    restarts = max(0, server.joins.get(f"{address[0]}-{address[1]}", 1) - 1)
+    if isinstance(answer, ShardStats):
+        return ShardStats(**{**answer.__dict__, "restarts": restarts})
+    why = "it is dead or restarting" if answer is None else str(answer)
+    return ShardStats(
+        shard=address[0], replica=address[1], state="silent", error=why, restarts=restarts
+    )

@@ -1,20 +1,68 @@
-"""How the memory's actors are found, and how weights travel between them."""
+"""How the memory's actors are named and found, and how weights travel between them."""
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from memory_server.index import IndexSettings
+from memory_server.segments import SegmentMeta
+
 NAMESPACE = "pluglm-memory"
 
 PackedWeights = dict[str, tuple[str, npt.NDArray[Any]]]
+Address = tuple[int, int]
+"""(shard, replica)"""
+
+_SHARD = re.compile(r"(.+)-shard-\d+-\d+")
 
 
-def shard_name(memory: str, shard: int) -> str:
-    return f"{memory}-shard-{shard}"
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What a client must know to search a memory, and a coordinator to lead it.
+
+    Attributes:
+        state_dir: where the coordinator keeps its book and the weights.
+        detached: its actors outlive the driver that started them.
+        hedge_after_s: seconds until a second replica is asked too; "p95": as measured.
+        fan_in: shards that one relay asks, when there are more.
+        queries: how queries travel.
+    """
+
+    name: str
+    shards: int
+    replicas: int
+    index: IndexSettings
+    meta: SegmentMeta
+    store_path: str
+    state_dir: str
+    detached: bool = False
+    hedge_after_s: float | Literal["p95"] = "p95"
+    fan_in: int = 16
+    queries: Literal["float16", "float32"] = "float16"
+
+    @property
+    def addresses(self) -> list[Address]:
+        return [(shard, r) for shard in range(self.shards) for r in range(self.replicas)]
+
+    @property
+    def host_names(self) -> list[str]:
+        return [shard_name(self.name, *address) for address in self.addresses]
+
+
+def shard_name(memory: str, shard: int, replica: int = 0) -> str:
+    return f"{memory}-shard-{shard}-{replica}"
+
+
+def memory_of(actor: str) -> str:
+    """The memory to which an actor's name belongs: its coordinator has the memory's name."""
+    match = _SHARD.fullmatch(actor)
+    return actor if match is None else match.group(1)
 
 
 def pack_weights(weights: Mapping[str, Tensor]) -> PackedWeights:

@@ -1,7 +1,14 @@
-"""A shard in an actor of its own. After a restart it asks the coordinator what to hold."""
+"""A shard in an actor of its own. It follows the coordinator's orders, and serves searches on a
+socket of its own, beside Ray."""
 
+import contextlib
+import logging
 import os
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -11,86 +18,177 @@ from torch import Tensor
 
 from memory_server.api import Entry, KeyEncoderFactory
 from memory_server.epochs import EpochPlan
-from memory_server.errors import CoordinatorLost, MemoryServerError
+from memory_server.errors import (
+    MemoryServerError,
+    RefreshFailed,
+    ShardRestoring,
+    StateNotFound,
+    UnknownEpoch,
+)
 from memory_server.held_epoch import ShardStatus
-from memory_server.ray_names import NAMESPACE, unpack_weights
+from memory_server.ray_calls import find_actor
+from memory_server.ray_metrics import MetricsPublisher
+from memory_server.ray_names import Layout, unpack_weights
+from memory_server.ray_orders import Need, Orders
+from memory_server.ray_state import StateDirectory
 from memory_server.replies import ShardReply
-from memory_server.shard import LoadWeights, Shard
+from memory_server.search_server import SearchServer
+from memory_server.shard import Shard
+from memory_server.stats import ShardStats, latency
 
-JOIN_TIMEOUT_S = 60.0
+log = logging.getLogger(__name__)
+
+JOIN_TIMEOUT_S = 10.0
+JOIN_PAUSE_S = 0.1
+WEIGHTS_TIMEOUT_S = 300.0
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostSettings:
+    """How every shard of a memory is run.
+
+    Attributes:
+        shards_on_node: actors of this memory on the node.
+        memory_limit_bytes: of one shard's keys; None: what its node or GPU has free.
+        scratch: a directory of the node that its actors share.
+    """
+
+    encoder: KeyEncoderFactory
+    secret: bytes = field(repr=False)
+    device: str = "cpu"
+    threads: int = 1
+    shards_on_node: int = 1
+    memory_limit_bytes: int | None = None
+    queue_limit: int = 256
+    scratch: str | None = None
+
+
+class RestoredShard:
+    """A shard that may have restarted: until it holds again what it vouched for, it says so.
+
+    Without it a search would be told that an epoch is unknown, which is not so.
+    """
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard.shard
+        self._inner = shard
+        self._joined = threading.Event()
+        self._vouched: frozenset[int] = frozenset()
+
+    def joined(self, vouched: frozenset[int]) -> None:
+        """The orders were read. `vouched`: epochs that all shards have sealed."""
+        self._vouched = vouched
+        self._joined.set()
+
+    @property
+    def is_joined(self) -> bool:
+        return self._joined.is_set()
+
+    def search(
+        self,
+        queries_BQ: Tensor,
+        k: int,
+        exclude_doc_ids: Tensor | None = None,
+        *,
+        epoch: int | None = None,
+        wait_s: float = 0.0,
+        exact: bool = False,
+    ) -> ShardReply:
+        """See `Shard.search`. Raises ShardRestoring."""
+        with self._restoring(epoch, wait_s):
+            return self._inner.search(
+                queries_BQ, k, exclude_doc_ids, epoch=epoch, wait_s=wait_s, exact=exact
+            )
+
+    def entries(
+        self, ids: Sequence[int], *, epoch: int | None = None, wait_s: float = 0.0
+    ) -> list[Entry]:
+        """See `Shard.entries`. Raises ShardRestoring."""
+        with self._restoring(epoch, wait_s):
+            return self._inner.entries(ids, epoch=epoch, wait_s=wait_s)
+
+    @contextlib.contextmanager
+    def _restoring(self, epoch: int | None, wait_s: float) -> Any:
+        if not self._joined.is_set() and not self._joined.wait(wait_s):
+            raise ShardRestoring(f"shard {self.shard} starts and has not read its orders yet")
+        try:
+            yield
+        except RefreshFailed as error:
+            if epoch is None or epoch in self._vouched:
+                raise ShardRestoring(f"shard {self.shard} cannot restore: {error}") from error
+            raise
 
 
 class ShardHost:
-    """The body of a shard's actor: searches in one group of threads, control in another."""
+    """The body of a shard's actor."""
 
-    def __init__(
-        self,
-        store_path: str,
-        *,
-        shards: int,
-        shard: int,
-        encoder: KeyEncoderFactory,
-        index: str,
-        device: str,
-        threads: int,
-        coordinator: str,
-    ) -> None:
-        """Load the shard and begin to build every epoch that the coordinator knows.
+    def __init__(self, layout: Layout, settings: HostSettings, *, shard: int, replica: int) -> None:
+        """Serve at once, and read in the background what to hold.
 
         An actor whose constructor raises is never restarted, so a failure here is kept and told to
-        whoever calls.
-
-        Args:
-            coordinator: the coordinator's name. Not its handle: Ray keeps that in the object store,
-                and an actor whose constructor needs the store may fail to restart.
+        whoever calls. Nothing here may be a handle or an object reference: Ray keeps those in the
+        object store, and an actor whose constructor needs the store may fail to restart.
         """
-        torch.set_num_threads(threads)
+        torch.set_num_threads(settings.threads)
+        self._layout, self._settings = layout, settings
+        self._address = shard, replica
+        self._began = time.monotonic()
+        self._state = StateDirectory(layout.state_dir)
+        self._following = threading.Lock()
+        self._orders: Orders | None = None
+        self._node = ray.get_runtime_context().get_node_id()
+        self._ip: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._broken: MemoryServerError | None = None
+        self._closed = threading.Event()
         try:
             self._shard = Shard(
-                store_path, shards=shards, shard=shard, encoder=encoder, device=device, index=index
+                layout.store_path,
+                shards=layout.shards,
+                shard=shard,
+                encoder=settings.encoder,
+                device=settings.device,
+                index=layout.index,
+                scratch=None if settings.scratch is None else Path(settings.scratch),
+                shards_on_node=settings.shards_on_node,
+                memory_limit_bytes=settings.memory_limit_bytes,
             )
-            self._join(coordinator)
         except MemoryServerError as error:
             self._broken = error
-
-    def _join(self, coordinator: str) -> None:
-        try:
-            actor: Any = ray.get_actor(coordinator, namespace=NAMESPACE)
-            held, live = ray.get(actor.join.remote(), timeout=JOIN_TIMEOUT_S)
-        except (ValueError, RayError) as error:
-            raise CoordinatorLost(
-                "a shard restarted, but the memory's coordinator does not answer: "
-                "close this memory and start it again"
-            ) from error
-        for plan, weights, sealed in held:  # the live epoch comes first
-            self._shard.stage(plan, _loader(weights), restoring=sealed)
-        if live is not None:
-            self._shard.activate(live)
-
-    def _check(self) -> None:
-        if self._broken is not None:
-            raise self._broken
+            return
+        self._restored = RestoredShard(self._shard)
+        self._server = SearchServer(
+            self._restored,
+            secret=settings.secret,
+            host=self._ip,
+            queue_limit=settings.queue_limit,
+        )
+        threading.Thread(target=self._join, name=f"join-shard-{shard}", daemon=True).start()
+        self._metrics = MetricsPublisher(
+            self._report, memory=layout.name, shard=shard, replica=replica
+        )
 
     @ray.method(concurrency_group="search")
-    def search(
-        self,
-        queries_BQ: Any,
-        k: int,
-        exclude_doc_ids: Any,
-        epoch: int | None,
-        wait_s: float,
-    ) -> ShardReply:
-        """`Shard.search` with numpy arrays."""
+    def search(self, arguments: Mapping[str, Any]) -> ShardReply:
+        """`Shard.search` with numpy arrays, for whoever cannot reach the socket."""
         self._check()
-        excluded = None if exclude_doc_ids is None else torch.tensor(exclude_doc_ids)
-        return self._shard.search(torch.tensor(queries_BQ), k, excluded, epoch=epoch, wait_s=wait_s)
+        excluded = arguments["exclude_doc_ids"]
+        return self._restored.search(
+            torch.tensor(arguments["queries_BQ"]),
+            arguments["k"],
+            None if excluded is None else torch.tensor(excluded),
+            epoch=arguments["epoch"],
+            wait_s=arguments["wait_s"],
+            exact=arguments["exact"],
+        )
 
     @ray.method(concurrency_group="search")
-    def entries(self, ids: Sequence[int], epoch: int | None, wait_s: float) -> list[Entry]:
+    def entries(self, arguments: Mapping[str, Any]) -> list[Entry]:
         """`Shard.entries`."""
         self._check()
-        return self._shard.entries(ids, epoch=epoch, wait_s=wait_s)
+        return self._restored.entries(
+            arguments["ids"], epoch=arguments["epoch"], wait_s=arguments["wait_s"]
+        )
 
     @ray.method(concurrency_group="control")
     def ping(self) -> int:
@@ -99,18 +197,40 @@ class ShardHost:
         return os.getpid()
 
     @ray.method(concurrency_group="control")
-    def stage(self, plan: EpochPlan, weights: list[Any], held: Sequence[int]) -> None:
-        """`Shard.stage`, after dropping epochs that the coordinator no longer knows.
+    def endpoint(self) -> tuple[str, str]:
+        """(where the socket is, the address of this node)"""
+        self._check()
+        return self._server.endpoint, self._ip
 
-        Args:
-            weights: one object reference, in a list so that Ray does not fetch it before it is
-                needed.
+    @ray.method(concurrency_group="control")
+    def follow(self, orders: Orders) -> int:
+        """Stage, drop and switch as the orders say; older ones than were followed are ignored.
+
+        Returns:
+            The revision that is followed now. Staging goes on in the background.
         """
         self._check()
-        for epoch in self._shard.held_epochs():
-            if epoch not in held:
-                self._shard.release(epoch)
-        self._shard.stage(plan, _loader(weights))
+        return self._follow(orders)
+
+    def _follow(self, orders: Orders) -> int:
+        with self._following:
+            if self._orders is not None and orders.revision < self._orders.revision:
+                return self._orders.revision
+            wanted = {order.plan.epoch for order in orders.epochs}
+            if orders.live is not None and orders.live in self._shard.held_epochs():
+                self._shard.activate(orders.live)
+            for epoch in self._shard.held_epochs():
+                if epoch not in wanted:
+                    self._shard.release(epoch)
+            for order in orders.epochs:
+                self._stage(order.plan, vouched=order.sealed)
+            if orders.live is not None:
+                self._shard.activate(orders.live)
+            self._restored.joined(
+                frozenset(order.plan.epoch for order in orders.epochs if order.sealed)
+            )
+            self._orders = orders
+            return orders.revision
 
     @ray.method(concurrency_group="control")
     def status(self, epoch: int) -> ShardStatus:
@@ -118,21 +238,116 @@ class ShardHost:
         self._check()
         return self._shard.status(epoch)
 
-    @ray.method(concurrency_group="control")
-    def activate(self, epoch: int) -> None:
-        """`Shard.activate`."""
+    @ray.method(concurrency_group="refresh")
+    def need(self, plan: EpochPlan, pending: Sequence[int]) -> Need:
+        """What staging the plan would take here, beside the pending epochs.
+
+        Raises:
+            UnknownVersion, StoreDamaged.
+        """
         self._check()
-        self._shard.activate(epoch)
+        added, free = self._shard.stage_cost(plan)
+        if self._settings.memory_limit_bytes is not None:
+            place = f"shard {self._address[0]} (memory_limit_bytes)"
+        elif self._settings.device == "cuda":
+            place = f"GPU {torch.cuda.get_device_properties(0).uuid} of node {self._node}"
+        else:
+            place = f"node {self._node}"
+        return Need(place=place, bytes=added, free=free, pending=self._pending_bytes(pending))
 
     @ray.method(concurrency_group="control")
-    def release(self, epoch: int) -> None:
-        """`Shard.release`."""
+    def report(self) -> ShardStats:
+        """What this replica counts, for stats."""
         self._check()
-        self._shard.release(epoch)
+        return self._report()
 
+    @ray.method(concurrency_group="control")
+    def close(self) -> None:
+        """Give back what would outlive this process: shared tables, the socket."""
+        self._closed.set()
+        if self._broken is None:
+            self._metrics.close()
+            self._server.close()
+            self._shard.close()
 
-def _loader(weights: list[Any]) -> LoadWeights:
-    def load() -> Mapping[str, Tensor]:
-        return unpack_weights(ray.get(weights[0]))
+    def _join(self) -> None:
+        """Ask the coordinator what to hold, until it answers: it may be restarting, too."""
+        while not self._closed.is_set():
+            try:
+                coordinator = find_actor(self._layout.name)
+                orders = ray.get(coordinator.join.remote(*self._address), timeout=JOIN_TIMEOUT_S)
+                self._follow(orders)
+                return
+            except (ValueError, RayError, MemoryServerError) as error:
+                log.info("shard %s waits for its coordinator: %s", self._address, error)
+                self._closed.wait(JOIN_PAUSE_S)
 
-    return load
+    def _stage(self, plan: EpochPlan, *, vouched: bool) -> None:
+        """Stage what is not held. What could not be restored is tried again at every order."""
+        with contextlib.suppress(UnknownEpoch):
+            if vouched and self._shard.status(plan.epoch).state == "failed":
+                self._shard.release(plan.epoch)
+        self._shard.stage(plan, lambda: self._load(plan.weights_id), restoring=vouched)
+
+    def _load(self, weights_id: int) -> Mapping[str, Tensor]:
+        """From the state directory if this node sees it, or else through the coordinator."""
+        with contextlib.suppress(StateNotFound):
+            return self._state.load_weights(weights_id)
+        coordinator = find_actor(self._layout.name)
+        packed = ray.get(coordinator.weights.remote(weights_id), timeout=WEIGHTS_TIMEOUT_S)
+        return unpack_weights(packed)
+
+    def _pending_bytes(self, epochs: Sequence[int]) -> int:
+        """What epochs that are being staged here have yet to take."""
+        added = 0
+        for order in () if self._orders is None else self._orders.epochs:
+            if order.plan.epoch not in epochs:
+                continue
+            with contextlib.suppress(UnknownEpoch):
+                status = self._shard.status(order.plan.epoch)
+                if status.state == "encoding":
+                    cost, _ = self._shard.stage_cost(order.plan)
+                    left = 1.0 if not status.total else 1 - status.done / status.total
+                    added += int(cost * left)
+        return added
+
+    def _report(self) -> ShardStats:
+        served, audit = self._server.stats(), self._shard.audit.report
+        live = None if self._orders is None else self._orders.live
+        stats = ShardStats(
+            shard=self._address[0],
+            replica=self._address[1],
+            state="serving" if self._restored.is_joined else "restoring",
+            node=self._node,
+            pid=os.getpid(),
+            device=self._settings.device,
+            requests=served.requests,
+            queries=served.queries,
+            overloaded=served.overloaded,
+            failed=served.failed,
+            queue=served.queue,
+            queue_peak=served.queue_peak,
+            queue_limit=served.queue_limit,
+            latency=latency(served.latency_counts, served.latency_sum_s),
+            latency_counts=served.latency_counts,
+            recall=asdict(audit),
+            uptime_s=time.monotonic() - self._began,
+        )
+        if live is None:
+            return stats
+        try:
+            status = self._shard.status(live)
+        except UnknownEpoch:
+            return stats
+        if status.receipt is None:
+            return replace(stats, epoch=live, state="restoring", error=status.error)
+        return replace(
+            stats,
+            epoch=live,
+            encoder_step=status.receipt.encoder_step,
+            bytes=dict(status.receipt.bytes),
+        )
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise self._broken
