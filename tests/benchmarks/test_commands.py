@@ -11,7 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "benchmarks"
-SHARED = {"harness", "invented", "watch"}
+SHARED = {"harness", "invented", "served", "watch"}
 COMMANDS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 
 

@@ -1,0 +1,177 @@
+"""What a memory costs by its size: to build, load, refresh, edit, search, and to come back to.
+
+Each size runs in a process of its own, in one process without Ray: what a shard does. "resume" is
+a new process that opens the store and serves it again. Bytes are the process's own (USS): the
+mapped tokens are the page cache's.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from harness import (
+    argument_parser,
+    begin,
+    finish,
+    in_fresh_process,
+    note,
+    peak_resident_bytes,
+    positive,
+    seconds,
+    table,
+)
+from served import invented_segment, invented_store, key_encoder, other_weights, queries_like
+
+from memory_server.index import IndexSettings
+from memory_server.local import LocalMemory
+from memory_server.store import Store
+from memory_server.switch import show_content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of one size. `bytes_per_entry` is by part; `own_bytes` of the process with one epoch live."""
+
+    entries: int
+    build_s: float
+    load_s: float
+    refresh_s: float
+    add_s: float
+    remove_s: float
+    swap_s: float
+    resume_s: float
+    search_ms: dict[int, float]
+    bytes_per_entry: dict[str, float]
+    own_bytes: int
+    peak_bytes: int
+    store_bytes: int
+
+
+def build(path: Path, entries: int) -> float:
+    """Seconds to write and commit the entries."""
+    return seconds(partial(invented_store, path, entries))
+
+
+def serve(path: Path, settings: IndexSettings, hidden: int, batches: list[int]) -> dict[str, Any]:
+    """Load, search, refresh, edit: in the process that is asked."""
+    torch.set_num_threads(torch.get_num_threads())
+    encoder, weights = key_encoder(hidden)
+    store = Store.open(path)
+    entries = store.manifest().entries
+    began = time.perf_counter()
+    memory = LocalMemory(store, encoder=encoder, weights=weights, index=settings)
+    load_s = time.perf_counter() - began
+    info = memory.info()
+    gc.collect()
+    own_bytes = psutil.Process().memory_full_info().uss
+    search_ms = {}
+    for batch in batches:
+        queries = queries_like(memory, batch)
+        memory.search(queries, 5)
+        times = [seconds(partial(memory.search, queries, 5)) for _ in range(5)]
+        search_ms[batch] = 1e3 * float(np.median(times))
+
+    def refresh() -> None:
+        before = memory.info().epoch
+        epoch = memory.stage(encoder_step=1, weights=other_weights(weights, seed=1))
+        memory.wait_sealed(epoch, 24 * 3600)
+        memory.activate(epoch)
+        memory.release(before)
+
+    def add() -> None:
+        new = invented_segment(store, "add", 10 * entries, 1000)
+        show_content(memory, store.commit(add_segments=[new], message="add", domain="added"))
+
+    def remove() -> None:
+        show_content(memory, store.commit(remove_ids=[entries // 2], message="remove"))
+
+    def swap() -> None:
+        new = invented_segment(store, "swap", 11 * entries, 1000)
+        version = store.commit(
+            add_segments=[new], domain="other", remove_domains=["added"], message="swap"
+        )
+        show_content(memory, version)
+
+    costs = {"refresh_s": seconds(refresh), "add_s": seconds(add), "remove_s": seconds(remove)}
+    costs["swap_s"] = seconds(swap)
+    memory.close()
+    return {
+        **costs,
+        "entries": entries,
+        "load_s": load_s,
+        "search_ms": search_ms,
+        "bytes_per_entry": {part: size / entries for part, size in info.bytes.items()},
+        "own_bytes": own_bytes,
+        "peak_bytes": peak_resident_bytes(),
+        "store_bytes": sum(f.stat().st_size for f in path.rglob("*") if f.is_file()),
+    }
+
+
+def resume(path: Path, settings: IndexSettings, hidden: int) -> float:
+    """Seconds until a new process answers from what the last one left."""
+    encoder, weights = key_encoder(hidden)
+    began = time.perf_counter()
+    with LocalMemory(path, encoder=encoder, weights=weights, index=settings) as memory:
+        memory.search(queries_like(memory, 1), 1)
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument(
+        "--entries", type=positive, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000]
+    )
+    parser.add_argument("--hidden", type=positive, default=256, help="of the key encoder")
+    parser.add_argument("--index", default="flat")
+    parser.add_argument("--key-dtype", default="float32")
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 32, 512])
+    parser.add_argument("--directory", type=Path, help="for the stores; by default a temporary one")
+    args = parser.parse_args()
+    facts = begin()
+    settings = IndexSettings(kind=args.index, key_dtype=args.key_dtype)
+    costs: list[Cost] = []
+    with tempfile.TemporaryDirectory(dir=args.directory) as directory:
+        for entries in args.entries:
+            path = Path(directory) / f"store-{entries}"
+            build_s = in_fresh_process(build, path, entries)
+            served = in_fresh_process(serve, path, settings, args.hidden, args.batches)
+            resume_s = in_fresh_process(resume, path, settings, args.hidden)
+            costs.append(Cost(build_s=build_s, resume_s=resume_s, **served))
+            note(str(costs[-1]))
+            shutil.rmtree(path)
+    print(f"{settings.describe()}, key encoder of H={args.hidden}, 64 tokens, K=5\n")
+    parts = list(costs[0].bytes_per_entry)
+    headers = ["entries", "build s", "load s", "refresh s", "add s", "remove s", "swap s",
+               "resume s", *(f"ms at {b}" for b in args.batches),
+               *(f"{part} B" for part in parts), "own GiB", "peak GiB"]  # fmt: skip
+    rows = [
+        [
+            f"{c.entries:,}",
+            *(
+                f"{s:.2f}"
+                for s in (c.build_s, c.load_s, c.refresh_s, c.add_s, c.remove_s, c.swap_s)
+            ),
+            f"{c.resume_s:.2f}",
+            *(f"{c.search_ms[b]:.1f}" for b in args.batches),
+            *(f"{c.bytes_per_entry[part]:.0f}" for part in parts),
+            f"{c.own_bytes / 2**30:.2f}",
+            f"{c.peak_bytes / 2**30:.2f}",
+        ]
+        for c in costs
+    ]
+    print(table(headers, rows))
+    finish(args.json, facts, args, costs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""What the memory's benchmarks share: invented entries, a real key encoder, Ray, and a load."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from memory_server.api import Memory
+from memory_server.segments import write_segment
+from memory_server.store import Store
+from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM
+
+VOCABULARY, ENTRY_TOKENS = 30_522, 64
+SEGMENT_ROWS = 1 << 20
+
+
+def invented_tokens(rows: int, *, seed: int, entry_tokens: int = ENTRY_TOKENS) -> NDArray[Any]:
+    """Token ids as frequent as words are (Zipf), uint16 [rows, S], entries of 16 to S tokens."""
+    random = np.random.default_rng(seed)
+    ranks = 1 + (VOCABULARY - 2) ** random.random((rows, entry_tokens), dtype=np.float32)
+    tokens = np.minimum(ranks, VOCABULARY - 1).astype(np.uint16)
+    lengths = random.integers(min(16, entry_tokens), entry_tokens + 1, rows)
+    tokens[np.arange(entry_tokens) >= lengths[:, None]] = 0
+    return tokens
+
+
+def invented_store(path: Path, entries: int, *, entry_tokens: int = ENTRY_TOKENS) -> Store:
+    """A store of invented entries, four to a document, in segments of about a million."""
+    store = Store.create(
+        path,
+        tokenizer_fingerprint="none",
+        entry_tokens=entry_tokens,
+        vocab_size=VOCABULARY,
+        pad_token_id=0,
+    )
+    files = []
+    for first in range(0, entries, SEGMENT_ROWS):
+        rows = min(SEGMENT_ROWS, entries - first)
+        files.append(invented_segment(store, f"all-{first}", first, rows))
+    store.commit(add_segments=files, message="invented", domain="first")
+    return store
+
+
+def invented_segment(store: Store, name: str, first_id: int, rows: int) -> Path:
+    """A segment of new entries, ready to be committed."""
+    path = store.incoming / f"{name}.arrow"
+    ids, empty = np.arange(first_id, first_id + rows), [""] * rows
+    write_segment(
+        path,
+        ids=ids,
+        doc_ids=ids // 4,
+        tokens_NS=invented_tokens(rows, seed=first_id, entry_tokens=store.meta.entry_tokens),
+        texts=empty,
+        titles=empty,
+        sources=empty,
+        meta=store.meta,
+    )
+    return path
+
+
+def key_encoder(hidden: int, *, seed: int = 0) -> tuple[KeyEncoderFactory, dict[str, Tensor]]:
+    """The encoder of a model that was not trained, and its weights."""
+    torch.manual_seed(seed)
+    config = PlugLMConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        num_hidden_layers=1,
+        num_memory_layers=1,
+        num_attention_heads=4,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=512,
+    )
+    weights = PlugLMForMaskedLM(config).key_weights()
+    return KeyEncoderFactory(config.to_dict()), weights
+
+
+def other_weights(weights: dict[str, Tensor], *, seed: int) -> dict[str, Tensor]:
+    """The weights after some training, as far as a memory can tell."""
+    random = torch.Generator().manual_seed(seed)
+    return {
+        name: tensor + 0.01 * tensor.std() * torch.randn(tensor.shape, generator=random)
+        for name, tensor in weights.items()
+    }
+
+
+def queries_like(memory: Memory, count: int, *, seed: int = 0) -> Tensor:
+    """Queries of the memory's key width, float32 [count, Q]."""
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(count, memory.info().key_width, generator=random)
+
+
+@contextmanager
+def local_ray(cpus: int) -> Iterator[None]:
+    """Ray on this machine alone, with its processes at normal priority, as `pluglm` starts it."""
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        object_store_memory=512 * 2**20,
+        _node_ip_address="127.0.0.1",
+        _system_config={"worker_niceness": 0},
+        log_to_driver=False,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass
+class Load:
+    """Searches one after the other in a thread of its own, until it is stopped.
+
+    Attributes:
+        seconds: of each search; epochs: that answered; failures: whatever was raised.
+    """
+
+    memory: Memory
+    queries_BQ: Tensor
+    top_k: int = 5
+    pause_s: float = 0.0
+    seconds: list[float] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+    failures: list[BaseException] = field(default_factory=list)
+    mixed: int = 0
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def percentile(self, share: float) -> float:
+        """Of the searches' seconds."""
+        return float(np.quantile(self.seconds, share))
+
+    def _run(self) -> None:
+        newest = 0
+        while not self._stop.is_set():
+            began = time.perf_counter()
+            try:
+                reply = self.memory.search(self.queries_BQ, self.top_k)
+            except Exception as error:  # what is counted is that none is raised
+                self.failures.append(error)
+                continue
+            self.seconds.append(time.perf_counter() - began)
+            self.epochs.append(reply.epoch)
+            # An epoch that was left must not answer again.
+            self.mixed += reply.epoch < newest or bool(reply.missing_shards)
+            newest = max(newest, reply.epoch)
+            self._stop.wait(self.pause_s)
