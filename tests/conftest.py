@@ -22,8 +22,17 @@ settings.register_profile("pluglm", deadline=None, derandomize=True)
 settings.load_profile("pluglm")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where CUDA has no device."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--long`: also the tests that take minutes."""
+    parser.addoption("--long", action="store_true", help="run tests marked long, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where CUDA has no device, and `long` ones unless asked for."""
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: run with --long"))
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not on_gpu:
         return

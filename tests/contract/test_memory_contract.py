@@ -1,6 +1,7 @@
 """What every `Memory` does, asked of LocalMemory and of RayMemory with two shards."""
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from memory_server.api import Memory
 from memory_server.errors import (
     EpochInUse,
     EpochNotSealed,
+    LiveEpochChanged,
     MemoryClosed,
+    NotEnoughMemory,
     RefreshFailed,
     StoreDamaged,
     StoreNotFound,
@@ -21,9 +24,11 @@ from memory_server.errors import (
     UnknownEpoch,
     UnknownVersion,
 )
+from memory_server.index import IndexSettings
 from memory_server.local import LocalMemory
 from memory_server.ray_client import RayMemory
 from memory_server.store import Store
+from memory_server.switch import show_content
 from tests.ray_fixture import local_ray
 from tests.toy_memory import (
     ENTRY_TOKENS,
@@ -112,8 +117,18 @@ ALL: list[ToyEntry] = [*ENTRIES[0], *ENTRIES[1]]
 def refresh(memory: Memory, **what: object) -> int:
     epoch = memory.stage(**what)
     memory.wait_sealed(epoch, WAIT_S)
-    memory.activate(epoch)
-    return epoch
+    return memory.activate(epoch)
+
+
+def live_entries(store: Store, version: str) -> list[ToyEntry]:
+    """Every entry of a version, read from its files."""
+    found = []
+    for ref in store.manifest(version).segments:
+        segment = store.segment(ref)
+        for row in np.delete(np.arange(segment.rows), store.deleted_rows(ref)):
+            tokens = tuple(int(token) for token in segment.tokens[row])
+            found.append(ToyEntry(int(segment.ids[row]), int(segment.doc_ids[row]), tokens, ""))
+    return found
 
 
 def test_search_info_and_entries(memory: Memory, shared: Shared) -> None:
@@ -256,6 +271,139 @@ def test_staging_does_not_block_and_can_be_cancelled(memory: Memory) -> None:
     assert memory.search(queries, 3).ids.tolist() == expected
 
 
+def test_an_edit_and_a_refresh_that_overlap_both_count(memory: Memory, shared: Shared) -> None:
+    added = toy_entries(range(700, 710))
+    version = shared.store.commit(
+        add_segments=[write_toy_segment(shared.store, "overlap", added)],
+        remove_ids=[1],
+        parent=shared.store.head(),
+        message="during a refresh",
+    )
+    refreshed = memory.stage(encoder_step=30, weights=toy_weights(5))
+    edited = memory.stage(encoder_step=7, content_version=version)
+    memory.wait_sealed(edited, WAIT_S)
+    assert memory.activate(edited) == edited
+    content = {entry.id: entry for entry in memory.entries([4, 700])}
+    assert set(content) == {4, 700}
+    memory.wait_sealed(refreshed, WAIT_S)
+    live = memory.activate(refreshed)
+    assert live not in (refreshed, edited)
+    info = memory.info()
+    assert (info.epoch, info.content_version, info.encoder_step) == (live, version, 30)
+    with pytest.raises(UnknownEpoch):
+        memory.staging(refreshed)
+    queries = toy_queries(4)
+    found = memory.search(queries, 200)
+    now = live_entries(shared.store, version)
+    assert (
+        found.ids[0].tolist()[: len(now)]
+        == expected_ids(now, toy_weights(5), queries, 200)[0][: len(now)]
+    )
+    memory.release(edited)
+
+
+def test_weights_that_wait_give_way_to_newer_ones(memory: Memory) -> None:
+    slow = {**toy_weights(2), "slow": torch.tensor(0.4)}
+    running = memory.stage(encoder_step=40, weights=slow)
+    waiting = memory.stage(encoder_step=41, weights=toy_weights(3))
+    newest = memory.stage(encoder_step=42, weights=toy_weights(4))
+    with pytest.raises(RefreshFailed, match=f"superseded by epoch {newest}"):
+        memory.wait_sealed(waiting, WAIT_S)
+    memory.wait_sealed(newest, WAIT_S)
+    memory.wait_sealed(running, WAIT_S)
+    memory.activate(newest)
+    assert memory.search(toy_queries(1), 1).encoder_step == 42
+    for epoch in (running, waiting):
+        memory.release(epoch)
+
+
+def test_an_edit_does_not_wait_for_a_refresh(memory: Memory, shared: Shared) -> None:
+    slow = {**toy_weights(2), "slow": torch.tensor(5.0)}
+    refreshing = memory.stage(encoder_step=50, weights=slow)
+    version = shared.store.commit(remove_ids=[2], parent=shared.store.head(), message="one fewer")
+    began = time.monotonic()
+    live = show_content(memory, version)
+    assert memory.staging(refreshing).state == "encoding"
+    assert time.monotonic() - began < 5.0
+    with pytest.raises(UnknownEntry):
+        memory.entries([2])
+    assert memory.info().epoch == live
+    memory.release(refreshing)
+
+
+def test_a_pinned_epoch_outlives_its_release(memory: Memory) -> None:
+    queries = toy_queries(3)
+    old = memory.info().epoch
+    before = memory.search(queries, 4)
+    pin = memory.pin(lease_s=WAIT_S)
+    assert pin.epoch == old
+    new = refresh(memory, encoder_step=60, weights=toy_weights(6))
+    memory.release(old)
+    assert memory.search(queries, 4, epoch=old).ids.tolist() == before.ids.tolist()
+    pin.renew()
+    pin.close()
+    pin.close()
+    with pytest.raises(UnknownEpoch):
+        memory.search(queries, 4, epoch=old)
+    with memory.pin(new, lease_s=0.05) as short:
+        time.sleep(0.1)
+        with pytest.raises(UnknownEpoch, match="lease has ended"):
+            short.renew()
+    with pytest.raises(ValueError, match="lease_s"):
+        memory.pin(lease_s=0.0)
+    with pytest.raises(UnknownEpoch):
+        memory.pin(12345)
+
+
+def test_of_two_who_switch_at_once_one_is_told(memory: Memory) -> None:
+    seen = memory.info().epoch
+    mine = memory.stage(encoder_step=70, weights=toy_weights(2))
+    memory.wait_sealed(mine, WAIT_S)
+    theirs = refresh(memory, encoder_step=71, weights=toy_weights(3))
+    with pytest.raises(LiveEpochChanged, match=f"epoch {theirs} is live, not {seen}"):
+        memory.activate(mine, expected_live=seen)
+    assert memory.search(toy_queries(1), 1).epoch == theirs
+    assert memory.activate(mine, expected_live=theirs) == mine
+
+
+def test_progress_is_visible(memory: Memory) -> None:
+    epoch = memory.stage(encoder_step=80, weights={**toy_weights(2), "slow": torch.tensor(0.2)})
+    memory.wait_sealed(epoch, WAIT_S)
+    status = memory.staging(epoch)
+    assert (status.done, status.total) == (71, 71)
+    assert status.seconds > 0
+    memory.release(epoch)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_smaller_keys_give_the_same_answers(start: Start, tmp_path: Path, dtype: str) -> None:
+    store = toy_store(tmp_path / "s", *ENTRIES)
+    memory = start(store, index=IndexSettings(key_dtype=dtype))
+    queries = toy_queries(5)
+    assert memory.search(queries, 6).ids.tolist() == expected_ids(ALL, toy_weights(1), queries, 6)
+    memory.close()
+
+
+def test_what_would_not_fit_is_refused_and_the_live_epoch_goes_on(
+    start: Start, tmp_path: Path
+) -> None:
+    entries = 18_000  # each of two shards has a block that an edit shares
+    store = toy_store(tmp_path / "s", toy_entries(range(entries)))
+    room = entries * 66  # 57 bytes an entry for an epoch, 32 of them the key's
+    with pytest.raises(RefreshFailed, match="MiB are free"):
+        start(store, memory_limit_bytes=1000)
+    memory = start(store, memory_limit_bytes=room)
+    before = memory.search(toy_queries(2), 3)
+    with pytest.raises(NotEnoughMemory, match="nothing was begun"):
+        memory.stage(encoder_step=9, weights=toy_weights(2))
+    after = memory.search(toy_queries(2), 3)
+    assert (after.epoch, after.ids.tolist()) == (before.epoch, before.ids.tolist())
+    # An edit needs little and is let in.
+    version = store.commit(remove_ids=[5], message="fewer")
+    show_content(memory, version)
+    memory.close()
+
+
 def test_bad_requests_are_refused(memory: Memory) -> None:
     queries = toy_queries(2)
     for k in (0, -1, 1025, 2.0, True):
@@ -292,7 +440,7 @@ def test_a_store_that_cannot_serve_is_refused(start: Start, tmp_path: Path) -> N
     with pytest.raises(UnknownVersion):
         start(store, content_version="0123456789abcdef")
     with pytest.raises(ValueError, match="allowed: flat"):
-        start(store, index="HNSW32")
+        start(store, index="FLAT5")
     ref = store.manifest().segments[1]
     damaged = store.segment_path(ref)
     data = bytearray(damaged.read_bytes())

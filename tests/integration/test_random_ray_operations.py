@@ -1,0 +1,73 @@
+"""A memory of actors under random operations while its actors are killed, against a dictionary."""
+
+import random
+from pathlib import Path
+
+import pytest
+import ray
+
+from memory_server.ray_client import RayMemory
+from memory_server.ray_names import NAMESPACE, shard_name
+from tests.memory_model import Known, MemoryModel
+from tests.ray_fixture import local_ray
+from tests.toy_memory import toy_entries, toy_factory, toy_store, toy_weights
+
+SHARDS, REPLICAS = 2, 2
+FIRST_WEIGHTS = 1
+
+
+def run(path: Path, *, seed: int, operations: int) -> dict[str, int]:
+    first = toy_entries(range(60), seed=seed)
+    store = toy_store(path / "s", first)
+    name = f"random-{seed}"
+    memory = RayMemory.start(
+        store.path,
+        shards=SHARDS,
+        replicas=REPLICAS,
+        name=name,
+        encoder=toy_factory,
+        weights=toy_weights(FIRST_WEIGHTS),
+        encoder_step=FIRST_WEIGHTS,
+        cpus_per_shard=0.25,
+        deadline_s=60.0,
+    )
+
+    def kill(choose: random.Random) -> bool:
+        """Kill an actor, which Ray starts again; whether it was the coordinator."""
+        actors = [shard_name(name, s, r) for s in range(SHARDS) for r in range(REPLICAS)]
+        chosen = choose.choice([name, *actors])
+        ray.kill(ray.get_actor(chosen, namespace=NAMESPACE), no_restart=False)
+        return chosen == name
+
+    model = MemoryModel(
+        store=store,
+        memory=memory,
+        restart=None,
+        kill=kill,
+        choose=random.Random(seed),
+        first_weights=FIRST_WEIGHTS,
+        contents={store.head(): {entry.id: Known(entry, "default") for entry in first}},
+    )
+    try:
+        for _ in range(operations):
+            model.step()
+    finally:
+        memory.close()
+    return model.done
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_every_reply_is_what_its_epoch_holds_whoever_dies(tmp_path: Path) -> None:
+    with local_ray():
+        done = run(tmp_path, seed=0, operations=6_000)
+    assert done["kill_something"] >= 3
+    assert done["search"] >= 3_000
+
+
+@pytest.mark.long
+@pytest.mark.integration
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_a_long_history_whoever_dies(tmp_path: Path, seed: int) -> None:
+    with local_ray():
+        run(tmp_path, seed=seed, operations=20_000)
