@@ -23,12 +23,14 @@ from memory_server.errors import BadMessage, MemoryServerError, Overloaded, Shar
 from memory_server.joined_requests import Waiting
 from memory_server.replies import ShardReply
 from memory_server.search_queue import RESTORING_PAUSE_S, Searchable, SearchQueue
+from memory_server.search_relay import Relay
 from memory_server.search_stats import Counters, Latencies, ServerStats
 from memory_server.wire import MAX_FRAMES, Kind, Preamble, proof_of_reply, proof_of_request
 from memory_server.wire_messages import (
     pack_entries,
     pack_error,
     pack_hits,
+    unpack_group,
     unpack_ids,
     unpack_search,
 )
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 64 << 20
 MAX_REPLY_BYTES = 1 << 30
+RELAYS_AT_ONCE = 4
 RECEIVE_AT_ONCE = 64  # messages, before replies get their turn
 HEARTBEAT_MS = 2000
 HEARTBEAT_TIMEOUT_MS = 6000
@@ -109,7 +112,10 @@ class SearchServer:
             shard, limit=queue_limit, max_rows=max_batch_rows, answer=self._answer
         )
         self._readers = ThreadPoolExecutor(1, thread_name_prefix=f"entries-{shard.shard}")
-        self._reading, self._reading_lock = 0, threading.Lock()
+        self._relay = Relay(secret)
+        self._relays = ThreadPoolExecutor(RELAYS_AT_ONCE, f"relay-{shard.shard}")
+        self._beside_lock = threading.Lock()
+        self._beside = {Kind.ENTRIES: 0, Kind.RELAY: 0}
         self._thread = threading.Thread(
             target=self._serve, name=f"socket-shard-{shard.shard}", daemon=True
         )
@@ -163,6 +169,8 @@ class SearchServer:
         self._thread.join()
         self._queue.close()
         self._readers.shutdown(wait=True, cancel_futures=True)
+        self._relays.shutdown(wait=True, cancel_futures=True)
+        self._relay.close()
         self._context.term()
         self._wake_receiver.close()
         self._wake_sender.close()
@@ -221,6 +229,10 @@ class SearchServer:
                 self._receive_search(sender, preamble, body, arrived)
             elif preamble.kind is Kind.ENTRIES:
                 self._receive_entries(sender, preamble, body, arrived)
+            elif preamble.kind is Kind.RELAY and len(frames) == MAX_FRAMES + 1:
+                members = unpack_group(frames[3])
+                self._begin_beside(Kind.RELAY)
+                self._relays.submit(self._relayed, sender, preamble, body, members)
             else:
                 raise BadMessage(f"{preamble.kind.name} is no request that this server takes")
         except (MemoryServerError, ValueError) as error:
@@ -246,13 +258,7 @@ class SearchServer:
         self, sender: bytes, preamble: Preamble, body: bytes, arrived: float
     ) -> None:
         ids = unpack_ids(body)
-        with self._reading_lock:
-            if self._reading >= self._queue_limit:
-                raise Overloaded(
-                    f"shard {self._shard.shard} is overloaded: {self._reading} requests for "
-                    f"entries wait, {self._queue_limit} may; ask again later"
-                )
-            self._reading += 1
+        self._begin_beside(Kind.ENTRIES)
         self._counters.add(entries=1)
         self._readers.submit(self._read, sender, preamble, ids, arrived)
 
@@ -276,8 +282,32 @@ class SearchServer:
             self._reply(sender, preamble, Kind.FOUND, pack_entries(found))
         except Exception as error:  # it travels to whoever asked
             self._answer_error(sender, preamble, error)
-        with self._reading_lock:
-            self._reading -= 1
+        self._end_beside(Kind.ENTRIES)
+
+    def _relayed(
+        self, sender: bytes, preamble: Preamble, body: bytes, members: list[tuple[int, str]]
+    ) -> None:
+        """Runs on a relay's thread."""
+        try:
+            reply = self._relay.ask(preamble, body, tuple(members))
+            self._counters.add(relayed=1)
+            self._reply(sender, preamble, Kind.HITS, pack_hits(reply))
+        except Exception as error:  # it travels to whoever asked
+            self._answer_error(sender, preamble, error)
+        self._end_beside(Kind.RELAY)
+
+    def _begin_beside(self, kind: Kind) -> None:
+        with self._beside_lock:
+            if self._beside[kind] >= self._queue_limit:
+                raise Overloaded(
+                    f"shard {self._shard.shard} is overloaded: {self._beside[kind]} requests "
+                    f"({kind.name.lower()}) wait, {self._queue_limit} may; ask again later"
+                )
+            self._beside[kind] += 1
+
+    def _end_beside(self, kind: Kind) -> None:
+        with self._beside_lock:
+            self._beside[kind] -= 1
 
     def _answer(self, waiting: Waiting, answer: ShardReply | Exception) -> None:
         """Called by the searching thread."""

@@ -1,9 +1,9 @@
 """What travels between searchers and shards: a fixed preamble and a body of arrays, no pickle.
 
 A message is two frames. The *preamble* (`Preamble`) has a fixed size: kind, shard, number, times
-and the sender's proof. The *body* is a small JSON header that declares arrays by name, type and shape,
-and then their raw bytes in that order; everything about it is checked before it is used, so bytes
-from a stranger can at worst be refused. One body serves all shards of a search.
+and the sender's proof. The *body* is a small JSON header that declares arrays by name, type and
+shape, and then their raw bytes in that order; everything about it is checked before it is used, so
+bytes from a stranger can at worst be refused. One body serves all shards of a search.
 """
 
 import hashlib
