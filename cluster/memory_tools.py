@@ -29,7 +29,7 @@ class Hit:
 
 
 def nearest_entries(
-    store: Path,
+    store: Path | str,
     model: Path,
     sentence: str,
     *,
@@ -57,16 +57,50 @@ def nearest_entries(
         TokenizerMismatch: the entries are another tokenizer's. StoreError: no usable store.
     """
     entries = Store.open(store).manifest().entries
-    if not 1 <= k <= min(entries, MAX_TOP_K):
-        raise ConfigError(
-            f"k = {k}: must be from 1 to {min(entries, MAX_TOP_K)} (the memory {store} holds "
-            f"{entries} entries)"
-        )
+    _check_k(k, entries, str(store))
     trained = load_trained_model(model, device=chosen_device(device))
     tokens_1T = sentence_tokens(trained, sentence)
     say(f"computing the keys of {entries:,} entries ...")
     with trained.memory(store) as memory:
         return _search(trained, memory, tokens_1T, k, exclude_document)
+
+
+def nearest_in(
+    memory: Memory,
+    model: Path,
+    sentence: str,
+    *,
+    k: int,
+    exclude_document: int | None = None,
+    device: str = "auto",
+) -> list[Hit]:
+    """Find the entries nearest to a sentence in a memory that runs, with the keys that it has.
+
+    Args and return value as of `nearest_entries`. The memory's keys should be of this model's
+    weights, or of near ones: nothing can tell.
+
+    Raises:
+        ConfigError: a sentence or k that cannot work, or a model of another key width.
+        TokenizerMismatch: the entries are another tokenizer's.
+    """
+    info = memory.info()
+    _check_k(k, info.entries, "that is served")
+    trained = load_trained_model(model, device=chosen_device(device))
+    trained.check_fingerprint(info.tokenizer_fingerprint, "the memory that is served")
+    if trained.model.config.key_size != info.key_width:
+        raise ConfigError(
+            f"the model {model} makes keys of {trained.model.config.key_size} numbers, the memory "
+            f"that is served has {info.key_width}; give the model that made its keys"
+        )
+    return _search(trained, memory, sentence_tokens(trained, sentence), k, exclude_document)
+
+
+def _check_k(k: int, entries: int, memory: str) -> None:
+    most = min(entries, MAX_TOP_K)
+    if not 1 <= k <= most:
+        raise ConfigError(
+            f"k = {k}: must be from 1 to {most} (the memory {memory} holds {entries} entries)"
+        )
 
 
 def sentence_tokens(trained: TrainedModel, sentence: str) -> Tensor:

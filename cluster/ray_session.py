@@ -17,16 +17,18 @@ from cluster.errors import Interrupted, LaunchError
 
 _LOOPBACK = "127.0.0.1"
 _KNOCK_S = 10.0
+_OTHERWISE = 'or use cluster.address = "local" to start one for this run'
 
 
 @contextmanager
-def ray_session(config: ClusterConfig, *, cpus: int) -> Iterator[None]:
+def ray_session(config: ClusterConfig, *, cpus: int, otherwise: str = _OTHERWISE) -> Iterator[None]:
     """Have Ray running inside the block.
 
     Args:
         config: where Ray comes from.
         cpus: what the run's actors reserve; a Ray started here plans with at least as many, however
             many cores there are, so that a small machine runs the same code more slowly.
+        otherwise: what else one may do where no Ray answers.
 
     Raises:
         LaunchError: no Ray answers at the address, or it cannot be started.
@@ -37,14 +39,14 @@ def ray_session(config: ClusterConfig, *, cpus: int) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        _start_or_join(config, cpus=cpus)
+        _start_or_join(config, cpus=cpus, otherwise=otherwise)
         yield
     finally:
         # Also after a start that was cut short, which leaves some of Ray's processes.
         ray.shutdown()
 
 
-def _start_or_join(config: ClusterConfig, *, cpus: int) -> None:
+def _start_or_join(config: ClusterConfig, *, cpus: int, otherwise: str) -> None:
     common: dict[str, Any] = {
         "logging_level": logging.ERROR,
         # Actors report through the driver; their own output stays in Ray's log files.
@@ -73,7 +75,7 @@ def _start_or_join(config: ClusterConfig, *, cpus: int) -> None:
         raise LaunchError(
             f'no Ray at cluster.address = "{config.address}" ({reason}); start one there with '
             "`ray start --head`; if it asks for a token, set RAY_AUTH_MODE=token here (Ray does so "
-            'by itself only for "auto"); or use cluster.address = "local" to start one for this run'
+            f'by itself only for "auto"); {otherwise}'
         ) from error
     except SystemExit as error:
         # Ray's own handler of SIGTERM, which is in force while it starts.

@@ -35,24 +35,32 @@ class TrainedModel:
         """Longest sequence, in tokens."""
         return int(self.model.config.max_position_embeddings)
 
-    def memory(self, store: Path) -> LocalMemory:
+    def memory(self, store: Path | str) -> LocalMemory:
         """The store's entries with this model's keys, in this process; blocks while they are made.
 
         Raises:
             TokenizerMismatch: the entries are another tokenizer's. StoreError: no usable store.
             ConfigError: entries longer than the model reads.
         """
-        meta = Store.open(store).meta
-        self.check_fingerprint(meta.tokenizer_fingerprint, f"the memory {store}")
-        if meta.entry_tokens > self.max_positions:
-            raise ConfigError(
-                f"the memory {store} has entries of {meta.entry_tokens} tokens, but the model "
-                f"{self.path} reads at most {self.max_positions}; build one with --entry-tokens "
-                f"{self.max_positions} or less"
-            )
+        self.check_fits(Store.open(store))
         encoder = KeyEncoderFactory(self.model.config.to_dict(), device=self.device)
         weights = self.model.key_weights()
         return LocalMemory(store, encoder=encoder, weights=weights, device=self.device)
+
+    def check_fits(self, store: Store) -> None:
+        """Refuse a memory whose entries this model cannot read.
+
+        Raises:
+            TokenizerMismatch: they are another tokenizer's. ConfigError: they are too long.
+        """
+        where, meta = f"the memory {store.location}", store.meta
+        self.check_fingerprint(meta.tokenizer_fingerprint, where)
+        if meta.entry_tokens > self.max_positions:
+            raise ConfigError(
+                f"{where} has entries of {meta.entry_tokens} tokens, but the model {self.path} "
+                f"reads at most {self.max_positions}; build one with --entry-tokens "
+                f"{self.max_positions} or less"
+            )
 
     def check_fingerprint(self, fingerprint: str, owner: str) -> None:
         """Refuse what another tokenizer made.

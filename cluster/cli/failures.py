@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from cluster.cli.command import UsageError
 from cluster.errors import Interrupted, LaunchError
 from memory_server.errors import (
+    DomainPlugged,
     DuplicateEntry,
     MemoryServerError,
     StoreNotFound,
     TokenizerMismatch,
+    UnknownDomain,
     UnknownEntry,
     UnknownVersion,
 )
@@ -19,7 +21,15 @@ from trainer.errors import TrainingError
 
 BAD_INPUT, FAILED, CTRL_C, TERMINATED = 2, 1, 130, 143
 _OURS = ("cluster", "memory_server", "model", "trainer")
-_BAD_INPUT = (StoreNotFound, UnknownVersion, TokenizerMismatch, UnknownEntry, DuplicateEntry)
+_BAD_INPUT = (
+    StoreNotFound,
+    UnknownVersion,
+    TokenizerMismatch,
+    UnknownEntry,
+    DuplicateEntry,
+    UnknownDomain,
+    DomainPlugged,
+)
 _BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 

@@ -18,13 +18,14 @@ Int64Array = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """A live entry, without its text and tokens."""
+    """A live entry, without its tokens."""
 
     id: int
     doc_id: int
     domain: str
     title: str
     source: str
+    text: str
 
 
 def entries_by_id(store: Store, manifest: Manifest, ids: Sequence[int]) -> dict[int, Found]:
@@ -82,12 +83,13 @@ def _live(store: Store, ref: SegmentRef, segment: Segment, rows: Int64Array) -> 
     if not len(rows):
         return
     rows = np.setdiff1d(rows, store.deleted_rows(ref), assume_unique=True)
-    titles, sources = segment.strings("title", rows), segment.strings("source", rows)
-    for row, title, source in zip(rows.tolist(), titles, sources, strict=True):
+    strings = [segment.strings(column, rows.tolist()) for column in ("title", "source", "text")]
+    for row, title, source, text in zip(rows.tolist(), *strings, strict=True):
         yield Found(
             id=int(segment.ids[row]),
             doc_id=int(segment.doc_ids[row]),
             domain=ref.domain,
             title=title,
             source=source,
+            text=text,
         )

@@ -74,7 +74,9 @@ class SegmentWriter:
 
     def copy(self, segment: Segment, rows: NDArray[np.int64], domain: str) -> Addition:
         """Write some rows of a segment as one of their own."""
-        strings = {name: segment.strings(name, rows) for name in ("text", "title", "source")}
+        strings = {
+            name: segment.strings(name, rows.tolist()) for name in ("text", "title", "source")
+        }
         path = self._next_path(domain)
         write_segment(
             path,

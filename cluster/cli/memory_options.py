@@ -1,0 +1,218 @@
+"""What the `memory` commands share: the store, the server that shows an edit, and the report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.cli.command import UsageError
+from cluster.cli.text import size, snippet, table
+
+if TYPE_CHECKING:
+    from cluster.editing.edits import Editor
+    from cluster.editing.outcome import Edit
+    from memory_server.ray_client import RayMemory
+    from memory_server.store import Store
+
+STORE_HELP = (
+    "a memory's store (a directory or a URL), or a corpus or run directory, whose memory is taken"
+)
+SHOWN_WIDTH = 70
+
+
+def whole_number(text: str) -> int:
+    """An argument that is a whole number from 0 upwards, such as an id."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return number
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="STORE", help=STORE_HELP)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON for other programs")
+
+
+def add_server(parser: argparse.ArgumentParser, *, does: str) -> None:
+    """`--server` and `--address`; `does` says what the named server is for."""
+    parser.add_argument("--server", metavar="NAME", help=does)
+    add_address(parser)
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address",
+        default="auto",
+        metavar="ADDR",
+        help='the Ray that servers run in: "auto" (this machine\'s) or host:port '
+        "(default: %(default)s)",
+    )
+
+
+def add_edit_options(parser: argparse.ArgumentParser) -> None:
+    """What every edit takes."""
+    parser.add_argument("-m", "--message", metavar="TEXT", help="what the log says of this edit")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="tell what would change, with examples, and commit nothing",
+    )
+    add_server(
+        parser,
+        does="a running memory server of this store: return when every later reply reflects the "
+        "edit",
+    )
+    add_json(parser)
+
+
+def opened_store(given: str, *, check: bool = True) -> Store:
+    """The store that an argument leads to.
+
+    Raises:
+        FileNotFoundError, StoreError: there is none, or it is damaged.
+    """
+    from cluster.cli.places import memory_path
+    from memory_server.store import Store
+
+    location = given if "://" in given else str(memory_path(Path(given)))
+    return Store.open(location, check=check)
+
+
+def near_store(given: str) -> tuple[Path, ...]:
+    """Where the tokenizer of the store that an argument leads to may lie."""
+    from cluster.cli.places import is_run, run_config
+
+    if "://" in given:
+        return ()
+    path = Path(given)
+    if is_run(path):
+        return (path, Path(run_config(path).data.corpus))
+    return (path,)
+
+
+@contextmanager
+def given_server(options: argparse.Namespace) -> Iterator[RayMemory | None]:
+    """The server that --server names, attached to, or None."""
+    with ExitStack() as stack:
+        memory = None
+        if options.server is not None:
+            from cluster.memory_servers import attached
+
+            memory = stack.enter_context(attached(options.server, options.address))
+        yield memory
+
+
+@contextmanager
+def editor(options: argparse.Namespace) -> Iterator[Editor]:
+    """The store's editor, as the options of `add_edit_options` and of the tokenizer say."""
+    from cluster.editing.edits import Editor, TokenizerPlace
+
+    store = opened_store(options.store)
+    place = TokenizerPlace(
+        given=getattr(options, "tokenizer", None),
+        near=near_store(options.store),
+        title_in_entry=getattr(options, "title_in_entry", None),
+    )
+    with given_server(options) as memory:
+        yield Editor(
+            store=store,
+            memory=memory,
+            message=options.message,
+            dry_run=options.dry_run,
+            tokenizer=place,
+        )
+
+
+def report_edit(edit: Edit, options: argparse.Namespace) -> int:
+    """Print what an edit did or would do, as text or JSON; the exit code."""
+    if options.json:
+        print(json.dumps(edit_as_dict(edit, options.server), indent=1, ensure_ascii=False))
+    else:
+        print(edit_as_text(edit, options.server))
+    return 0
+
+
+def edit_as_dict(edit: Edit, server: str | None) -> dict[str, Any]:
+    """An edit for other programs."""
+    counts, read = edit.counts, edit.read
+    sample = [] if read is None else read.sample
+    return {
+        "dry_run": edit.version is None,
+        "version": edit.version,
+        "parent": edit.parent,
+        "message": edit.message,
+        "added": counts.added,
+        "removed": counts.removed,
+        "replaced": counts.replaced,
+        "entries_before": counts.before,
+        "entries_after": counts.after,
+        "bytes_to_write": counts.bytes_to_write,
+        "domains": {name: vars(change) for name, change in counts.domains.items()},
+        "added_ids": list(counts.added_ids),
+        "removed_ids": list(counts.removed_ids),
+        "read": None
+        if read is None
+        else {"passages": read.passages, "empty": read.empty, "entries": read.entries},
+        "sample": [vars(entry) for entry in sample],
+        "server": None if edit.epoch is None else {"name": server, "epoch": edit.epoch},
+    }
+
+
+def edit_as_text(edit: Edit, server: str | None) -> str:
+    """An edit for a person."""
+    counts, read = edit.counts, edit.read
+    lines = []
+    if read is not None:
+        empty = f" ({read.empty:,} without text)" if read.empty else ""
+        lines.append(f"read {read.passages:,} passages{empty}: {read.entries:,} entries")
+    replaced = f", {counts.replaced:,} of them replaced" if counts.replaced else ""
+    lines.append(
+        f"{counts.added:,} entries come, {counts.removed:,} go{replaced}: {counts.before:,} → "
+        f"{counts.after:,}"
+    )
+    rows = [
+        [name, f"{c.before:,}", f"{c.after:,}", f"+{c.added:,}", f"-{c.removed:,}"]
+        for name, c in counts.domains.items()
+    ]
+    head = ("domain", "before", "after", "come", "go")
+    lines.append(table(head, rows, most=(30, 15, 15, 15, 15), right=(1, 2, 3, 4)))
+    if edit.version is None:
+        if read is not None:
+            lines += [
+                f"  entry {e.id} of document {e.doc_id}: {snippet(e.text, SHOWN_WIDTH)}"
+                for e in read.sample
+            ]
+        for word, ids in (("come", counts.added_ids), ("go", counts.removed_ids)):
+            if ids:
+                lines.append(f"ids that {word}, such as: {', '.join(map(str, ids))}")
+        lines.append(
+            f"dry run: nothing is committed; it would write {size(counts.bytes_to_write)}, as "
+            f"{edit.message!r}"
+        )
+    else:
+        lines.append(f"version {edit.version}: {edit.message}")
+    if edit.epoch is not None:
+        lines.append(f"the server {server} answers from it (epoch {edit.epoch})")
+    return "\n".join(lines)
+
+
+def needs_one(given: dict[str, object], what: str) -> None:
+    """Refuse options of which exactly one is needed.
+
+    Raises:
+        UsageError: none or several are given.
+    """
+    names = [name for name, value in given.items() if value]
+    if len(names) != 1:
+        said = f"{' and '.join(names)} are given" if names else "nothing is given"
+        raise UsageError(f"{what}: {said}; give one of {', '.join(given)}")

@@ -1,0 +1,155 @@
+"""Memory servers of a Ray cluster: started, found by name, ended, and shown new content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import ray
+
+from cluster.config import ClusterConfig
+from cluster.editing.live import check_same_memory, show_version
+from cluster.ray_session import ray_session
+from cluster.trained_model import load_trained_model
+from memory_server.api import MemoryInfo
+from memory_server.index import IndexSettings
+from memory_server.index_factory import check_index
+from memory_server.ray_client import RayMemory
+from memory_server.ray_servers import ServerInfo
+from memory_server.store import Store
+from model import KeyEncoderFactory
+
+HINT = "or name another one with --address HOST:PORT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """How a memory is served; see `RayMemory.serve`."""
+
+    name: str
+    shards: int = 1
+    replicas: int = 1
+    placement: Literal["spread", "pack"] = "spread"
+    index: IndexSettings = field(default_factory=IndexSettings)
+    threads_per_shard: int = 1
+    gpus_per_shard: float = 0.0
+    content_version: str | None = None
+    state_dir: Path | None = None
+
+
+@contextmanager
+def joined_ray(address: str) -> Iterator[None]:
+    """Be connected to a Ray that runs: the process's own connection, or one for the block.
+
+    Args:
+        address: "auto" (the Ray of this machine) or "host:port".
+
+    Raises:
+        LaunchError: no Ray answers there. ConfigError: a bad address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    with ray_session(ClusterConfig(address=address), cpus=0, otherwise=HINT):
+        yield
+
+
+@contextmanager
+def attached(name: str, address: str) -> Iterator[RayMemory]:
+    """A running memory server, found by its name; it goes on when the block ends.
+
+    Raises:
+        LaunchError: no Ray. CoordinatorLost: it has no memory of this name.
+    """
+    with joined_ray(address):
+        memory = RayMemory.attach(name)
+        try:
+            yield memory
+        finally:
+            memory.close()
+
+
+def serve(store: Store, model: Path, settings: ServeSettings) -> MemoryInfo:
+    """Start a memory's actors in the Ray that this process is connected to; blocks until it is
+    live, with the model's keys, and leaves it running.
+
+    Raises:
+        TokenizerMismatch: the model's tokenizer is not the memory's.
+        ConfigError, FileNotFoundError: no model, or one that cannot read the memory's entries.
+        ValueError, MemoryServerError: what `RayMemory.serve` refuses; nothing stays.
+    """
+    check_index(settings.index)
+    trained = load_trained_model(model)
+    trained.check_fits(store)
+    device = "cuda" if settings.gpus_per_shard > 0 else "cpu"
+    version = settings.content_version
+    memory = RayMemory.serve(
+        store.location,
+        name=settings.name,
+        shards=settings.shards,
+        replicas=settings.replicas,
+        placement=settings.placement,
+        encoder=KeyEncoderFactory(trained.model.config.to_dict(), device=device),
+        weights=trained.model.key_weights(),
+        content_version=None if version is None else store.resolve(version),
+        index=settings.index,
+        threads_per_shard=settings.threads_per_shard,
+        cpus_per_shard=float(settings.threads_per_shard),
+        gpus_per_shard=settings.gpus_per_shard,
+        state_dir=settings.state_dir,
+    )
+    try:
+        return memory.info()
+    finally:
+        memory.close()
+
+
+def show(memory: RayMemory, version: str) -> int:
+    """Have a server answer from a version of its store; the epoch that is live then.
+
+    Raises:
+        UnknownVersion: there is none. NotYetLive: it could not be staged; says why.
+    """
+    store = Store.open(memory.layout.store_path)
+    check_same_memory(store, memory)
+    return show_version(store, memory, store.resolve(version))
+
+
+def versions_in_use(memory: RayMemory) -> frozenset[str]:
+    """The content versions that a server holds, which `gc` must leave."""
+    held = {memory.info().content_version}
+    held |= {epoch.content_version for epoch in memory.stats().epochs}
+    return frozenset(held)
+
+
+@contextmanager
+def own_ray(*, cpus: int) -> Iterator[str]:
+    """Start a Ray on this machine for as long as the block lasts; its address for others.
+
+    Raises:
+        LaunchError: this process is connected to one, or it cannot be started.
+    """
+    with ray_session(ClusterConfig(address="local"), cpus=cpus):
+        yield str(ray.get_runtime_context().gcs_address)
+
+
+def servers() -> list[ServerInfo]:
+    """The memory servers of the Ray that this process is connected to."""
+    return list(RayMemory.list_servers())
+
+
+def is_serving(name: str) -> bool:
+    """Whether a memory of this name is there."""
+    return any(server.name == name for server in servers())
+
+
+def stop(name: str, *, forget: bool = False) -> None:
+    """End a memory server. What a restart needs stays, unless `forget`.
+
+    Raises:
+        CoordinatorLost: there is none of this name.
+    """
+    RayMemory.shut_down(name, forget=forget)
