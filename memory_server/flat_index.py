@@ -1,23 +1,24 @@
 """Exact inner-product search by torch, on CPU or GPU, without ever holding the B x N score matrix.
 
 Of every 32 rows the best score tells whether the group can hold a winner; only the rows of the few
-best groups are scored one by one. What float32 says there only *proposes*: winners are scored again
-in float64 by a sum whose order is fixed, so a score depends on nothing but the query and the key:
-not on the block, the number of shards, the threads or the device. A bound on float32's rounding
-then certifies that no other row can be among the winners; a query that cannot be certified (many
-equal keys, say) is searched in float64 throughout.
+best groups are scored one by one. What that product says only *proposes*: winners are scored again
+in float64, by their exact keys, by a sum whose order is fixed, so a score depends on nothing but
+the query and the key: not on the block, the number of shards, the threads, the device or the codes
+that the keys are held as. A bound on the errors of the product then certifies that no other row can
+be among the winners. A query that cannot be certified (many equal keys, say) is searched in float64
+throughout, if the keys are held exactly or if that is asked for.
 """
 
 import torch
 from torch import Tensor
 
+from memory_server.candidates import EXTRA_ROWS, Candidates, by_codes, by_keys, rounding_bound
 from memory_server.index import Hits, IndexInput
-from memory_server.masked_cells import NEGATIVE_INFINITY, DocumentRows, masked_cells
+from memory_server.masked_cells import NEGATIVE_INFINITY, BarredRows
 from memory_server.merge import order_hits
-from memory_server.row_groups import GROUP_ROWS, RowGroups, top
+from memory_server.row_groups import GROUP_ROWS, RowGroups
+from memory_server.search_queries import SearchQueries
 
-EXTRA_GROUPS = 11  # beyond k: room for the certificate to succeed
-EXTRA_ROWS = 11
 QUERY_BLOCK = 512
 CANDIDATE_SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}
 FLOAT64_ROWS = 4096
@@ -25,25 +26,27 @@ EXACT_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
 
 
 class FlatIndex:
-    """Exact top-k over keys in blocks, which are used as they lie."""
+    """Top-k over keys in blocks, which are used as they lie."""
 
     def __init__(self, rows: IndexInput) -> None:
-        """Take the rows as they are."""
+        """Take the rows as they are.
+
+        Raises:
+            ValueError: keys are held as codes, and nothing gives the exact ones.
+        """
+        if not rows.keys.exact and rows.exact_keys is None:
+            raise ValueError("keys are held as codes, so the index needs exact_keys, too")
         self._keys = rows.keys
-        self._groups = RowGroups(rows.keys)
+        self._exact_keys = rows.exact_keys
         self._ids_N = rows.ids_N
-        self._doc_ids_N = rows.doc_ids_N
-        self._dead_rows = rows.dead_rows
+        self._barred = BarredRows(rows.doc_ids_N, rows.dead_rows)
+        self._groups = RowGroups(rows.keys)
         self._rows = rows.keys.rows
         self._device = rows.keys.device
-        self._documents = DocumentRows(rows.doc_ids_N)
-        self._is_dead_N = torch.zeros(self._rows, dtype=torch.bool, device=self._device)
-        self._is_dead_N[rows.dead_rows] = True
 
     @property
     def bytes(self) -> int:
-        mine = self._is_dead_N.nbytes + self._dead_rows.nbytes
-        return mine + self._documents.bytes + self._groups.bytes
+        return self._barred.bytes + self._groups.bytes
 
     @torch.no_grad()
     def search(
@@ -54,120 +57,108 @@ class FlatIndex:
         *,
         exact: bool = False,
     ) -> Hits:
-        """Return exactly k columns; see `memory_server.index.Index.search`."""
-        scores_each = (k + EXTRA_GROUPS) * GROUP_ROWS
-        at_once = min(QUERY_BLOCK, max(1, CANDIDATE_SCORES[self._device.type] // scores_each))
-        blocks = []
-        for start in range(0, queries_BQ.shape[0], at_once):
+        """Return exactly k columns; see `memory_server.index.Index.search`.
+
+        Of keys held as codes a reply is `exact` if every query was certified, as most are. With
+        `exact` asked for, a query that was not is searched by the exact keys of all rows, which
+        are made anew for it.
+        """
+        at_once = max(1, CANDIDATE_SCORES[self._device.type] // ((k + EXTRA_ROWS) * GROUP_ROWS))
+        at_once = min(QUERY_BLOCK, at_once)
+        found = min(k, self._rows)
+        rows_Bk = torch.full((len(queries_BQ), k), -1, dtype=torch.int64, device=self._device)
+        scores_Bk = torch.full((len(queries_BQ), k), NEGATIVE_INFINITY, device=self._device)
+        certain = True
+        for start in range(0, len(queries_BQ) if found else 0, at_once):
             block = slice(start, start + at_once)
             excluded = None if exclude_doc_ids_B is None else exclude_doc_ids_B[block]
-            blocks.append(self._search_block(queries_BQ[block].contiguous(), k, excluded))
-        if not blocks:
-            empty = torch.empty(0, k, device=self._device)
-            return Hits(rows=empty.long(), scores=empty)
-        return Hits(
-            rows=torch.cat([rows for rows, _ in blocks]),
-            scores=torch.cat([scores for _, scores in blocks]),
-        )
+            queries = SearchQueries(queries_BQ[block])
+            rows, scores, sure = self._search_block(queries, found, excluded, exact=exact)
+            rows_Bk[block, :found], scores_Bk[block, :found] = rows, scores
+            certain = certain and sure
+        return Hits(rows=rows_Bk, scores=scores_Bk, exact=certain)
 
     def _search_block(
-        self, queries_BQ: Tensor, k: int, excluded_B: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        batch = queries_BQ.shape[0]
-        rows_Bk = torch.full((batch, k), -1, dtype=torch.int64, device=self._device)
-        scores_Bk = torch.full((batch, k), NEGATIVE_INFINITY, device=self._device)
-        found = min(k, self._rows)
-        if not found:
-            return rows_Bk, scores_Bk
-        bound_B = self._rounding_bound(queries_BQ)
-        rows_BM, rest_B = self._propose(queries_BQ, found, excluded_B, bound_B)
-        rows_BK, scores_BK = self._best(queries_BQ, rows_BM, found)
-        certain_B = (rest_B == NEGATIVE_INFINITY) | (rest_B + 2 * bound_B < scores_BK[:, -1])
+        self, queries: SearchQueries, k: int, excluded_B: Tensor | None, *, exact: bool
+    ) -> tuple[Tensor, Tensor, bool]:
+        """(rows int64 [B, k], scores float32 [B, k], whether nothing can have been missed)."""
+        candidates = self._candidates(queries, k, excluded_B)
+        rows_BK, scores_BK = self._best(queries.exact_BQ, candidates.rows_BM, k)
+        rest_B = candidates.rest_B
+        certain_B = (rest_B == NEGATIVE_INFINITY) | (rest_B < scores_BK[:, -1])
         doubtful = (~certain_B).nonzero().squeeze(1)
-        if len(doubtful):
-            excluded = None if excluded_B is None else excluded_B[doubtful]
-            rows_BM = self._search_in_float64(queries_BQ[doubtful], found, excluded)
-            rows_BK[doubtful], scores_BK[doubtful] = self._best(
-                queries_BQ[doubtful], rows_BM, found
-            )
-        rows_Bk[:, :found] = rows_BK
-        scores_Bk[:, :found] = scores_BK
-        return rows_Bk, scores_Bk
+        if not len(doubtful):
+            return rows_BK, scores_BK, True
+        if not (self._keys.exact or exact):
+            return rows_BK, scores_BK, False
+        excluded = None if excluded_B is None else excluded_B[doubtful]
+        rows_BM = self._search_in_float64(queries.exact_BQ[doubtful], k, excluded)
+        rows_BK[doubtful], scores_BK[doubtful] = self._best(queries.exact_BQ[doubtful], rows_BM, k)
+        return rows_BK, scores_BK, True
 
-    def _rounding_bound(self, queries_BQ: Tensor) -> Tensor:
-        """How far a float32 inner product can be from the true one, in any order: Q·u·|q|·|k|."""
-        exact = (
-            torch.get_float32_matmul_precision() == "highest"
-            if self._device.type == "cpu"
-            else not torch.backends.cuda.matmul.allow_tf32
+    def _candidates(self, queries: SearchQueries, k: int, excluded_B: Tensor | None) -> Candidates:
+        bound_B = rounding_bound(queries, self._keys)
+        if self._keys.exact:
+            return by_keys(queries, self._groups, k, self._barred, excluded_B, bound_B)
+        return by_codes(
+            queries,
+            self._keys,
+            self._groups,
+            k,
+            self._barred,
+            excluded_B,
+            bound_B,
+            lambda rows_BM: self._exact_scores(queries.exact_BQ, rows_BM),
         )
-        unit = 2.0**-24 if exact else 2.0**-8  # TF32 and bfloat16 round the operands
-        width = queries_BQ.shape[1]
-        norms_B: Tensor = torch.linalg.vector_norm(queries_BQ, dim=1)
-        return norms_B * (width * unit * self._keys.largest_norm)
-
-    def _propose(
-        self, queries_BQ: Tensor, k: int, excluded_B: Tensor | None, bound_B: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Rows that may win, and the best score of all others that may.
-
-        A group or row whose score is more than 4 bounds below the k-th best cannot win: 1 for
-        either's product, and 1 for the rounding of either's final score.
-
-        Returns:
-            (rows_BM int64, -1 for a row that may not win; rest_B float32, -inf if none is left)
-        """
-        batch = queries_BQ.shape[0]
-        masked = masked_cells(self._dead_rows, self._documents, excluded_B)
-        groups_BW, best_BW, rest_B = self._groups.best(queries_BQ, k + EXTRA_GROUPS, masked)
-        order_BW, hopeful_BW = _hopeful(best_BW, k, 4 * bound_B)
-        groups_BW = groups_BW.gather(1, order_BW)[:, : hopeful_BW.shape[1]]
-        of_queries_P = hopeful_BW.nonzero()[:, 0]
-        groups_P = groups_BW[hopeful_BW]
-        scores_PR = self._groups.scores(queries_BQ, of_queries_P, groups_P)
-        rows_PR = self._groups.rows(groups_P)
-        excluded_P = None if excluded_B is None else excluded_B[of_queries_P]
-        if len(self._dead_rows) or excluded_P is not None:
-            rows_PR = self._eligible(rows_PR, excluded_P)
-        scores_PR.masked_fill_(rows_PR < 0, NEGATIVE_INFINITY)
-        shape = (*groups_BW.shape, GROUP_ROWS)
-        scores_BWR = scores_PR.new_full(shape, NEGATIVE_INFINITY)
-        scores_BWR[hopeful_BW] = scores_PR
-        rows_BWR = rows_PR.new_full(shape, -1)
-        rows_BWR[hopeful_BW] = rows_PR
-        scores_BM, rows_BM = scores_BWR.view(batch, -1), rows_BWR.view(batch, -1)
-        kept_BM, dropped_B = top(scores_BM, k + EXTRA_ROWS)
-        scores_BM, rows_BM = scores_BM.gather(1, kept_BM), rows_BM.gather(1, kept_BM)
-        order_BM, hopeful_BM = _hopeful(scores_BM, k, 4 * bound_B)
-        rows_BM = rows_BM.gather(1, order_BM)[:, : hopeful_BM.shape[1]]
-        return rows_BM.masked_fill(~hopeful_BM, -1), torch.maximum(rest_B, dropped_B)
-
-    def _eligible(self, rows_BM: Tensor, excluded_B: Tensor | None) -> Tensor:
-        """The rows, -1 where one is dead or of an excluded document."""
-        safe_BM = rows_BM.clamp(min=0)
-        allowed_BM = ~self._is_dead_N[safe_BM]
-        if excluded_B is not None:
-            allowed_BM &= self._doc_ids_N[safe_BM] != excluded_B.unsqueeze(1)
-        return rows_BM.masked_fill(~allowed_BM, -1)
 
     def _best(self, queries_BQ: Tensor, rows_BM: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best of the rows by their exact scores, ties to the lower id; -1 and -inf pad."""
         if rows_BM.shape[1] < k:
             rows_BM = torch.nn.functional.pad(rows_BM, (0, k - rows_BM.shape[1]), value=-1)
-        safe_BM = rows_BM.clamp(min=0)
-        at_once = max(1, EXACT_BYTES[self._device.type] // (rows_BM.shape[1] * 8 * 128))
-        scores_BM = torch.cat(
-            [
-                exact_inner_products(queries, self._keys.gather(rows))
-                for rows, queries in zip(
-                    safe_BM.split(at_once), queries_BQ.split(at_once), strict=True
-                )
-            ]
-        )
-        scores_BM.masked_fill_(rows_BM < 0, NEGATIVE_INFINITY)
-        ids_BM = self._ids_N[safe_BM].masked_fill(rows_BM < 0, -1)
+        scores_BM = self._exact_scores(queries_BQ, rows_BM)
+        ids_BM = self._ids_N[rows_BM.clamp(min=0)].masked_fill(rows_BM < 0, -1)
         order_BK = order_hits(scores_BM, ids_BM)[:, :k]
         return rows_BM.gather(1, order_BK), scores_BM.gather(1, order_BK)
+
+    def _exact_scores(self, queries_BQ: Tensor, rows_BM: Tensor) -> Tensor:
+        """Of rows, -1 for none, float32 [B, M]; -inf for none."""
+        at_once = max(1, EXACT_BYTES[self._device.type] // ((rows_BM.shape[1] + 1) * 8 * 128))
+        if self._keys.exact:
+            parts = [
+                exact_inner_products(queries, self._keys.gather(rows))
+                for rows, queries in zip(
+                    rows_BM.clamp(min=0).split(at_once), queries_BQ.split(at_once), strict=True
+                )
+            ]
+        else:
+            # Each row's key is made once, for all queries of which it is a candidate.
+            unique_n = rows_BM[rows_BM >= 0].unique()
+            keys_nQ = self._exact(unique_n)
+            places_BM = torch.searchsorted(unique_n, rows_BM.clamp(min=0))
+            places_BM = places_BM.masked_fill_(rows_BM < 0, 0)
+            parts = [
+                exact_inner_products(queries, keys_nQ[places])
+                for places, queries in zip(
+                    places_BM.split(at_once), queries_BQ.split(at_once), strict=True
+                )
+            ]
+        return torch.cat(parts).masked_fill_(rows_BM < 0, NEGATIVE_INFINITY)
+
+    def _exact(self, rows_n: Tensor) -> Tensor:
+        """Exact keys of rows, float32 [n, Q]: those held, and the others made anew.
+
+        One key at least, whatever it is, so that places may be looked up in it.
+        """
+        keys_nQ = torch.zeros(max(1, len(rows_n)), self._keys.width, device=self._device)
+        rows = rows_n.cpu().numpy()
+        held_n = torch.from_numpy(self._keys.exact_rows(rows)).to(self._device)
+        if bool(held_n.any()):
+            keys_nQ[: len(rows_n)][held_n] = self._keys.gather(rows_n[held_n])
+        if not bool(held_n.all()):
+            assert self._exact_keys is not None
+            made = rows_n[~held_n].cpu().numpy()
+            keys_nQ[: len(rows_n)][~held_n] = self._exact_keys(made).to(self._device)
+        return keys_nQ
 
     def _search_in_float64(self, queries_BQ: Tensor, k: int, excluded_B: Tensor | None) -> Tensor:
         """The k best rows (and EXTRA_ROWS more), by a product in float64; int64, -1 pads."""
@@ -175,10 +166,13 @@ class FlatIndex:
         queries = queries_BQ.double()
         rows_BM = torch.empty(batch, 0, dtype=torch.int64, device=self._device)
         scores_BM = queries_BQ.new_empty(batch, 0)
-        for first, last, codes, start in self._keys.pieces(FLOAT64_ROWS):
-            rows = torch.arange(first, last, device=self._device)
-            keys = codes.gather(rows + (start - first))
-            rows_BC = self._eligible(rows.expand(batch, -1), excluded_B)
+        for first in range(0, self._rows, FLOAT64_ROWS):
+            rows = torch.arange(first, min(first + FLOAT64_ROWS, self._rows), device=self._device)
+            # Removed rows may have no exact key.
+            rows = self._barred.eligible(rows.unsqueeze(0), None)[0]
+            rows = rows[rows >= 0]
+            keys = self._exact(rows)[: len(rows)]
+            rows_BC = self._barred.eligible(rows.expand(batch, -1), excluded_B)
             scores_BC = (queries @ keys.double().T).float()
             scores_BC.masked_fill_(rows_BC < 0, NEGATIVE_INFINITY)
             rows_BM = torch.cat([rows_BM, rows_BC], dim=1)
@@ -202,19 +196,3 @@ def exact_inner_products(queries_BQ: Tensor, keys_BMQ: Tensor) -> Tensor:
         folded[..., : terms.shape[-1] - half] += terms[..., half:]
         terms = folded
     return terms.squeeze(-1).float()
-
-
-def _hopeful(scores_BM: Tensor, k: int, margin_B: Tensor) -> tuple[Tensor, Tensor]:
-    """The order from the best to the worst, and which, in it, are within the margin of the k-th.
-
-    Returns:
-        (int64 [B, M]; bool [B, m], as many columns as any query needs, at least one). NaN is
-        within every margin, -inf in none.
-    """
-    ordered = scores_BM.sort(dim=1, descending=True)
-    hopeful_BM = ordered.values != NEGATIVE_INFINITY
-    if k <= scores_BM.shape[1]:
-        kth_B1 = ordered.values[:, k - 1 : k]
-        hopeful_BM &= ~(ordered.values < kth_B1 - margin_B.unsqueeze(1))
-    columns = max(1, int(hopeful_BM.sum(1).max()))
-    return ordered.indices, hopeful_BM[:, :columns]

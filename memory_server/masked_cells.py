@@ -118,3 +118,32 @@ def masked_cells(
         documents=documents,
         doc_ids=document_rows.doc_ids_N,
     )
+
+
+class BarredRows:
+    """What of an index's rows may not win: the removed ones, and a query's excluded document."""
+
+    def __init__(self, doc_ids_N: Tensor, dead_rows: Tensor) -> None:
+        self.doc_ids_N = doc_ids_N
+        self._dead_rows = dead_rows
+        self._documents = DocumentRows(doc_ids_N)
+        self._is_dead_N = torch.zeros(len(doc_ids_N), dtype=torch.bool, device=doc_ids_N.device)
+        self._is_dead_N[dead_rows] = True
+
+    @property
+    def bytes(self) -> int:
+        return self._is_dead_N.nbytes + self._dead_rows.nbytes + self._documents.bytes
+
+    def cells(self, excluded_B: Tensor | None) -> MaskedCells:
+        """The same as cells of a block of scores."""
+        return masked_cells(self._dead_rows, self._documents, excluded_B)
+
+    def eligible(self, rows_BM: Tensor, excluded_B: Tensor | None) -> Tensor:
+        """The rows, int64 [B, M], -1 where one must not win."""
+        if excluded_B is None and not len(self._dead_rows):
+            return rows_BM
+        safe_BM = rows_BM.clamp(min=0)
+        allowed_BM = ~self._is_dead_N[safe_BM]
+        if excluded_B is not None:
+            allowed_BM &= self.doc_ids_N[safe_BM] != excluded_B.unsqueeze(1)
+        return rows_BM.masked_fill(~allowed_BM, -1)

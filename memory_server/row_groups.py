@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 
 from memory_server.key_blocks import BlockedKeys
-from memory_server.masked_cells import NEGATIVE_INFINITY, MaskedCells
+from memory_server.masked_cells import NEGATIVE_INFINITY, BarredRows, MaskedCells
+from memory_server.search_queries import SearchQueries
 
 GROUP_ROWS = 32
 SUPER_GROUPS = 16  # groups whose best is looked at first
 PRODUCT_SCORES = {"cpu": 1 << 20, "cuda": 1 << 26}  # scores of one product: cache, launch
 PRODUCT_ROWS = {"cpu": 1 << 14, "cuda": 1 << 20}
+PAIR_NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 27}  # of rows' keys gathered at once
 HELD_MAXIMA = {"cpu": 1 << 21, "cuda": 1 << 26}  # groups' best scores, until the best are taken
 
 
@@ -36,27 +38,22 @@ class RowGroups:
     def bytes(self) -> int:
         return self._starts.nbytes
 
-    def rows(self, groups: Tensor) -> Tensor:
-        """The rows of groups [...], int64 [..., GROUP_ROWS]; -1 beyond a group's end."""
-        rows = self._starts[groups].unsqueeze(-1) + self._inside
-        return rows.masked_fill_(rows >= self._starts[groups + 1].unsqueeze(-1), -1)
-
     def best(
-        self, queries_BQ: Tensor, wanted: int, masked: MaskedCells
+        self, queries: SearchQueries, wanted: int, masked: MaskedCells
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The `wanted` groups with the highest best scores, in any order.
+        """The `wanted` groups with the highest best scores, best first.
 
         Returns:
             (groups int64 [B, W], their best scores float32 [B, W], the highest best score of the
             other groups float32 [B]); W is at most `wanted`. -inf where nothing may win.
         """
-        batch, device = queries_BQ.shape[0], queries_BQ.device
-        best_BW = queries_BQ.new_empty(batch, 0)
+        batch, device = queries.batch, queries.device
+        best_BW = torch.empty(batch, 0, device=device)
         groups_BW = torch.empty(batch, 0, dtype=torch.int64, device=device)
-        rest_B = queries_BQ.new_full((batch,), NEGATIVE_INFINITY)
+        rest_B = torch.full((batch,), NEGATIVE_INFINITY, device=device)
         pieces = list(self._keys.pieces(_product_rows(batch, device)))
         cells = None if masked.none else masked.cuts([p[0] for p in pieces] + [self._keys.rows])
-        maxima_GB = queries_BQ.new_empty(_held_groups(self.count, batch, device), batch)
+        maxima_GB = torch.empty(_held_groups(self.count, batch, device), batch, device=device)
         first_group, held = 0, 0
 
         def take_best() -> None:
@@ -74,25 +71,58 @@ class RowGroups:
             if held + groups > len(maxima_GB):
                 take_best()
                 first_group, held = first_group + held, 0
-            scores_nB = codes.products(queries_BQ, start, start + count)
+            scores_nB, units_B = codes.products(queries, start, start + count)
             if cells is not None:
                 cells[i].apply(scores_nB)
             _maxima(scores_nB, maxima_GB[held : held + groups])
+            if units_B is not None:
+                maxima_GB[held : held + groups].mul_(units_B)
             held += groups
         take_best()
-        return groups_BW, best_BW, rest_B
+        best_BW, order_BW = best_BW.sort(dim=1, descending=True)
+        return groups_BW.gather(1, order_BW), best_BW, rest_B
 
-    def scores(self, queries_BQ: Tensor, of_queries_P: Tensor, groups_P: Tensor) -> Tensor:
-        """Scores of each pair of a query and a group, by the keys' codes, float32 [P, GROUP_ROWS].
+    def score(
+        self,
+        queries: SearchQueries,
+        groups_BW: Tensor,
+        chosen_BW: Tensor,
+        barred: BarredRows,
+        excluded_B: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Score the rows of the chosen groups one by one, by what their codes stand for.
 
-        What is said of rows beyond a group's end (-1 in `rows`) has no meaning.
+        Returns:
+            (scores float32 [B, W*R], rows int64 [B, W*R]); -inf and -1 where nothing may win.
+        """
+        of_queries_P = chosen_BW.nonzero()[:, 0]
+        groups_P = groups_BW[chosen_BW]
+        excluded_P = None if excluded_B is None else excluded_B[of_queries_P]
+        rows_PR = barred.eligible(self._rows(groups_P), excluded_P)
+        scores_PR = self._pair_scores(queries.exact_BQ, of_queries_P, groups_P)
+        scores_PR.masked_fill_(rows_PR < 0, NEGATIVE_INFINITY)
+        shape = (*chosen_BW.shape, GROUP_ROWS)
+        scores_BWR = scores_PR.new_full(shape, NEGATIVE_INFINITY)
+        rows_BWR = rows_PR.new_full(shape, -1)
+        scores_BWR[chosen_BW], rows_BWR[chosen_BW] = scores_PR, rows_PR
+        return scores_BWR.flatten(1), rows_BWR.flatten(1)
+
+    def _rows(self, groups_P: Tensor) -> Tensor:
+        """The rows of groups, int64 [P, R]; -1 beyond a group's end."""
+        rows_PR = self._starts[groups_P].unsqueeze(1) + self._inside
+        return rows_PR.masked_fill_(rows_PR >= self._starts[groups_P + 1].unsqueeze(1), -1)
+
+    def _pair_scores(self, queries_BQ: Tensor, of_queries_P: Tensor, groups_P: Tensor) -> Tensor:
+        """Scores of pairs of a query and a group, float32 [P, R]; undefined beyond a group's end.
+
+        View by view, so that the rows of a group are found without looking each of them up.
         """
         scores_PR = queries_BQ.new_empty(len(groups_P), GROUP_ROWS)
         where_P = torch.searchsorted(self._first_groups, groups_P, right=True)
+        at_once = max(1, PAIR_NUMBERS[queries_BQ.device.type] // (self._keys.width * GROUP_ROWS))
         for position in where_P.unique().tolist():
             view = self._keys.views[position - 1]
             of_view = (where_P == position).nonzero().squeeze(1)
-            at_once = max(1, PRODUCT_SCORES[queries_BQ.device.type] // (view.codes.width * 4))
             for pairs in of_view.split(at_once):
                 rows_pR = self._starts[groups_P[pairs]].unsqueeze(1) + self._inside
                 rows_pR = rows_pR.clamp_(max=view.offset + view.rows - 1) - view.offset
