@@ -55,7 +55,11 @@ class EpochBuilder:
         self._shards, self._shard = shards, shard
         self._device, self._settings = device, settings
         self._sources = KeySources(
-            encoder, device=device, scratch=scratch, shards_on_node=shards_on_node
+            encoder,
+            device=device,
+            scratch=scratch,
+            shards_on_node=shards_on_node,
+            entry_tokens=self._store.meta.entry_tokens,
         )
         self._limit = memory_limit_bytes
         self._queries = queries
