@@ -242,6 +242,7 @@ class SearchServer:
         self, sender: bytes, preamble: Preamble, body: bytes, arrived: float
     ) -> None:
         request = unpack_search(body)
+        self._counters.add(requests=1, queries=len(request.queries))
         self._queue.put(
             Waiting(
                 sender=sender,
@@ -252,7 +253,6 @@ class SearchServer:
                 patient_until=arrived + min(preamble.wait_s, preamble.timeout_s),
             )
         )
-        self._counters.add(requests=1, queries=len(request.queries))
 
     def _receive_entries(
         self, sender: bytes, preamble: Preamble, body: bytes, arrived: float
@@ -314,8 +314,9 @@ class SearchServer:
         if isinstance(answer, Exception):
             self._answer_error(waiting.sender, waiting.preamble, answer)
             return
-        self._reply(waiting.sender, waiting.preamble, Kind.HITS, pack_hits(answer))
+        body = pack_hits(answer)
         self._latencies.record(time.monotonic() - waiting.arrived)
+        self._reply(waiting.sender, waiting.preamble, Kind.HITS, body)
 
     def _answer_error(self, sender: bytes, preamble: Preamble, error: Exception) -> None:
         kind = {Overloaded: "overloaded", TimeoutError: "expired"}.get(type(error), "failed")

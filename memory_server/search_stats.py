@@ -17,7 +17,7 @@ class ServerStats:
     is of those beyond.
 
     Attributes:
-        requests, queries: searches that were accepted, and their rows.
+        requests, queries: searches that arrived, and their rows; those turned away count, too.
         searches: calls of `Shard.search`; joined: those that answered several requests.
         refused: wrong secret, wrong shard, or no message of the protocol.
         overloaded: turned away because the queue was full.
