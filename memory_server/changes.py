@@ -1,115 +1,220 @@
-"""What a commit would change, worked out and checked before anything is written."""
+"""What somebody wants changed in a store, and what that comes to.
 
-import io
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from hashlib import sha256
+A `Change` is a wish, checked only for what can be seen without a store. `planning.make_plan` works
+it out against one version into a `Plan`, which says everything that would happen and has written
+nothing: a dry run, and what a commit then carries out.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
-from memory_server.errors import DuplicateEntry, TokenizerMismatch, UnknownEntry
 from memory_server.manifest import Manifest, SegmentRef
-from memory_server.segments import Int64Array, Segment, refuse_duplicates
+from memory_server.names import check_domain
+from memory_server.segments import Int64Array, entry_ids
 
-if TYPE_CHECKING:
-    from memory_server.store import Store
-
-NAME_LENGTH = 32  # hexadecimal digits of a checksum that name a file
+SAMPLE = 10
 
 
-def reference(store: "Store", path: Path, domain: str) -> SegmentRef:
-    segment = Segment(path)
-    theirs, ours = segment.meta, store.meta
-    if theirs.tokenizer_fingerprint != ours.tokenizer_fingerprint:
-        raise TokenizerMismatch(
-            f"segment {path} was tokenised by {theirs.tokenizer_fingerprint}, the store "
-            f"{store.path} "
-            f"by {ours.tokenizer_fingerprint}; tokenise the text again with the store's "
-            "tokenizer"
+def _no_ids() -> Int64Array:
+    return np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Addition:
+    """A segment file to add to a domain."""
+
+    path: Path | str
+    domain: str = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plug:
+    """A domain to bring back as an earlier version had it: by default the newest that did."""
+
+    domain: str
+    from_version: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Change:
+    """What to change, all in one commit. Build it with `Change.of`.
+
+    Attributes:
+        add: segment files.
+        remove_ids, remove_doc_ids: int64, ascending, of live entries.
+        remove_domains: unplugged, whole; their files stay until `gc`.
+        plug: domains to bring back.
+        swap: (domain that goes, domain that comes); what comes is added in the same change, or
+            brought back from history.
+        replace: added ids that are live take the place of the live ones.
+    """
+
+    add: tuple[Addition, ...] = ()
+    remove_ids: Int64Array = field(default_factory=_no_ids)
+    remove_doc_ids: Int64Array = field(default_factory=_no_ids)
+    remove_domains: tuple[str, ...] = ()
+    plug: tuple[Plug, ...] = ()
+    swap: tuple[tuple[str, str], ...] = ()
+    replace: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        add: Iterable[Addition | Path | str] = (),
+        domain: str = "default",
+        remove_ids: Iterable[int] | npt.NDArray[np.int64] = (),
+        remove_doc_ids: Iterable[int] | npt.NDArray[np.int64] = (),
+        remove_domains: Iterable[str] = (),
+        plug: Iterable[Plug | str] = (),
+        swap: Mapping[str, str] | None = None,
+        replace: bool = False,
+    ) -> Self:
+        """A change; `domain` is that of additions that name none.
+
+        Raises:
+            ValueError: it changes nothing, a name or number cannot be one, or a domain is named
+                twice.
+        """
+        additions = tuple(
+            a if isinstance(a, Addition) else Addition(path=a, domain=domain) for a in add
         )
-    if theirs != ours:
-        raise ValueError(
-            f"segment {path} has entry_tokens={theirs.entry_tokens}, "
-            f"vocab_size={theirs.vocab_size}, "
-            f"pad_token_id={theirs.pad_token_id}, but the store {store.path} needs "
-            f"{ours.entry_tokens}, {ours.vocab_size}, {ours.pad_token_id}; write the segment "
-            "again"
+        plugs = tuple(p if isinstance(p, Plug) else Plug(domain=p) for p in plug)
+        change = cls(
+            add=additions,
+            remove_ids=np.unique(entry_ids(_listed(remove_ids), "remove_ids")),
+            remove_doc_ids=np.unique(entry_ids(_listed(remove_doc_ids), "remove_doc_ids")),
+            remove_domains=_names(remove_domains, "remove_domains"),
+            plug=plugs,
+            swap=tuple((swap or {}).items()),
+            replace=replace,
         )
-    if segment.rows and (segment.tokens.max() >= ours.vocab_size or segment.tokens.min() < 0):
-        raise ValueError(
-            f"segment {path} has token ids outside of [0, {ours.vocab_size}); write it again"
-        )
-    refuse_duplicates(segment.ids, f"segment {path}")
-    info = segment.info
-    file = f"{info.sha256[:NAME_LENGTH]}.arrow"
-    return SegmentRef(file=file, domain=domain, **asdict(info))
+        change._check()
+        return change
 
+    @property
+    def dropped_domains(self) -> tuple[str, ...]:
+        """The domains that go."""
+        return (*self.remove_domains, *(old for old, _ in self.swap))
 
-def without(
-    store: "Store", base: Manifest, removed: Int64Array
-) -> tuple[list[SegmentRef], dict[str, Int64Array]]:
-    """The base's segments less the removed ids, and the removed rows of those that changed."""
-    kept: list[SegmentRef] = []
-    changed: dict[str, Int64Array] = {}
-    found: list[Int64Array] = []
-    for ref in base.segments:
-        inside = removed[(removed >= ref.min_id) & (removed <= ref.max_id)]
-        if not len(inside):
-            kept.append(ref)
-            continue
-        ids = store.segment(ref).ids
-        dead = store.deleted_rows(ref)
-        rows = np.setdiff1d(np.flatnonzero(np.isin(ids, inside)), dead, assume_unique=True)
-        if not len(rows):
-            kept.append(ref)
-            continue
-        found.append(ids[rows])
-        changed[ref.file] = np.union1d(dead, rows).astype(np.int64)
-        name = sha256(npy_bytes(changed[ref.file])).hexdigest()[:NAME_LENGTH] + ".npy"
-        kept.append(replace(ref, deletions=name, deleted=len(changed[ref.file])))
-    unknown = np.setdiff1d(removed, np.concatenate(found) if found else removed[:0])
-    if len(unknown):
-        raise UnknownEntry(
-            f"cannot remove {len(unknown)} ids that version {base.version} does not hold: "
-            f"{', '.join(str(i) for i in unknown[:5])}{', …' if len(unknown) > 5 else ''}"
-        )
-    return kept, changed
+    def plugs(self) -> tuple[Plug, ...]:
+        """The domains that come from history: those asked for, and those of a swap that no
+        addition brings."""
+        given = {addition.domain for addition in self.add} | {plug.domain for plug in self.plug}
+        news = dict.fromkeys(new for _, new in self.swap)
+        return (*self.plug, *(Plug(domain=new) for new in news if new not in given))
 
-
-def refuse_known_ids(
-    store: "Store",
-    kept: Sequence[SegmentRef],
-    removals: dict[str, Int64Array],
-    added: Sequence[SegmentRef],
-    additions: Sequence[Path],
-) -> None:
-    """Refuse an id that would live twice; only segments whose id ranges overlap are read."""
-    for index, (ref, path) in enumerate(zip(added, additions, strict=True)):
-        others = [*kept, *added[:index]]
-        near = [o for o in others if o.rows and o.min_id <= ref.max_id and ref.min_id <= o.max_id]
-        if not near or not ref.rows:
-            continue
-        ids = Segment(path).ids
-        for other in near:
-            if other in kept:
-                removed = removals.get(other.file)
-                dead = store.deleted_rows(other) if removed is None else removed
-                theirs = np.delete(store.segment(other).ids, dead)
-            else:
-                theirs = Segment(additions[added.index(other)]).ids
-            shared = np.intersect1d(ids, theirs)
-            if len(shared):
-                raise DuplicateEntry(
-                    f"segment {path} repeats {len(shared)} ids that are live already, such as "
-                    f"{shared[0]}; every id must be unique (to replace an entry, remove the "
-                    "old id in "
-                    "the same commit)"
+    def _check(self) -> None:
+        if not (
+            self.add
+            or len(self.remove_ids)
+            or len(self.remove_doc_ids)
+            or self.remove_domains
+            or self.plug
+            or self.swap
+        ):
+            raise ValueError(
+                "nothing to commit: give add_segments, remove_ids, remove_doc_ids, remove_domains, "
+                "plug or swap"
+            )
+        for addition in self.add:
+            check_domain(addition.domain)
+        for name in (
+            *(plug.domain for plug in self.plug),
+            *(n for pair in self.swap for n in pair),
+        ):
+            check_domain(name)
+        _names([plug.domain for plug in self.plug], "plug")
+        _names(self.dropped_domains, "remove_domains and swap")
+        added = {addition.domain for addition in self.add}
+        for plug in self.plug:
+            if plug.domain in added:
+                raise ValueError(
+                    f"domain {plug.domain!r} is both added and plugged; do one after the other"
+                )
+        for old, new in self.swap:
+            if old == new and new not in added | {plug.domain for plug in self.plug}:
+                raise ValueError(
+                    f"swapping domain {old!r} for itself changes nothing: add its new segments in "
+                    "the same change, or plug it from a version"
                 )
 
 
-def npy_bytes(rows: Int64Array) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, rows)
-    return buffer.getvalue()
+@dataclass(frozen=True, kw_only=True)
+class DomainChange:
+    """Live entries of one domain before and after, and how many came and went."""
+
+    before: int
+    after: int
+    added: int
+    removed: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """A change worked out against a version. Nothing is written yet.
+
+    Attributes:
+        base: the version that it was made against.
+        segments: what the new version plugs.
+        next_id: above every id that the store ever held.
+        additions: local files, and the names that they get below `segments/`.
+        deletions: names below `deletions/`, and the removed rows that they will hold.
+        domains: what happens to each domain that is touched.
+        replaced: how many of the removed ids are added again.
+        added_sample, removed_sample: some of the ids, int64; none are read for whole domains.
+        bytes_to_write: of new files.
+    """
+
+    base: Manifest
+    segments: tuple[SegmentRef, ...]
+    next_id: int
+    additions: tuple[tuple[Path, str], ...] = ()
+    deletions: Mapping[str, Int64Array] = field(default_factory=dict)
+    domains: Mapping[str, DomainChange] = field(default_factory=dict)
+    replaced: int = 0
+    added_sample: Int64Array = field(default_factory=_no_ids)
+    removed_sample: Int64Array = field(default_factory=_no_ids)
+    bytes_to_write: int = 0
+
+    @property
+    def parent(self) -> str:
+        return self.base.version
+
+    @property
+    def added(self) -> int:
+        """Entries that come, those that replace others included."""
+        return sum(change.added for change in self.domains.values())
+
+    @property
+    def removed(self) -> int:
+        """Entries that go, those that are replaced included."""
+        return sum(change.removed for change in self.domains.values())
+
+    @property
+    def entries_before(self) -> int:
+        return self.base.entries
+
+    @property
+    def entries_after(self) -> int:
+        return sum(ref.live for ref in self.segments)
+
+
+def _names(names: Iterable[str], what: str) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise ValueError(f"{what} is a list of names, not the one text {names!r}")
+    listed = tuple(names)
+    for name in listed:
+        check_domain(name)
+    if len(set(listed)) < len(listed):
+        raise ValueError(f"{what} names a domain twice: {', '.join(listed)}")
+    return listed
+
+
+def _listed(values: Iterable[int] | npt.NDArray[np.int64]) -> Sequence[int] | npt.NDArray[np.int64]:
+    return values if isinstance(values, np.ndarray) else list(values)

@@ -8,13 +8,15 @@ is read.
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from memory_server.errors import StoreDamaged
+from memory_server.names import VERSION_LENGTH, checksum_in, is_version
 
-VERSION_LENGTH = 16
+# Fields that manifests of before do not have; a version without them hashes as it did then.
+_LATER_REF_FIELDS = ("min_doc_id", "max_doc_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,7 @@ class SegmentRef:
         file: name below `segments/`.
         deletions: name below `deletions/` of the removed rows (int64, ascending), or None.
         deleted: how many rows are removed.
+        min_doc_id, max_doc_id: range of its documents, or None in a manifest of before.
     """
 
     file: str
@@ -36,72 +39,144 @@ class SegmentRef:
     max_id: int
     deletions: str | None = None
     deleted: int = 0
+    min_doc_id: int | None = None
+    max_doc_id: int | None = None
+
+    @property
+    def live(self) -> int:
+        """Rows that are not removed."""
+        return self.rows - self.deleted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """One content version. `segments` is in the order in which rows are dealt to shards."""
+    """One content version. `segments` is in the order in which rows are dealt to shards.
+
+    Attributes:
+        next_id: above every id that the store ever held, in domains that are unplugged too; None
+            in a manifest of before.
+        nonce: makes two writers' manifests different, whatever they say.
+    """
 
     version: str
     parent: str | None
     time: str
     message: str
     segments: tuple[SegmentRef, ...]
+    next_id: int | None = None
+    nonce: str | None = None
 
     @property
     def entries(self) -> int:
         """Live entries."""
-        return sum(ref.rows - ref.deleted for ref in self.segments)
+        return sum(ref.live for ref in self.segments)
+
+    def domains(self) -> dict[str, int]:
+        """Live entries of each plugged domain, in the manifest's order."""
+        counts: Counter[str] = Counter()
+        for ref in self.segments:
+            counts[ref.domain] += ref.live
+        return dict(counts)
 
 
 def new_manifest(
-    *, parent: str | None, time: str, message: str, segments: tuple[SegmentRef, ...]
+    *,
+    parent: str | None,
+    time: str,
+    message: str,
+    segments: tuple[SegmentRef, ...],
+    next_id: int | None = None,
+    nonce: str | None = None,
 ) -> Manifest:
     """Make a manifest, whose version follows from the rest."""
-    body = _body(parent, time, message, segments)
-    return Manifest(
-        version=_version(body), parent=parent, time=time, message=message, segments=segments
-    )
+    fields: dict[str, Any] = {
+        "parent": parent,
+        "time": time,
+        "message": message,
+        "segments": segments,
+        "next_id": next_id,
+        "nonce": nonce,
+    }
+    version = _version(_body(Manifest(version="", **fields)))
+    return Manifest(version=version, **fields)
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
-    body = _body(manifest.parent, manifest.time, manifest.message, manifest.segments)
-    return (json.dumps({"version": manifest.version, **body}, indent=1) + "\n").encode()
+    return (json.dumps({"version": manifest.version, **_body(manifest)}, indent=1) + "\n").encode()
 
 
-def parse_manifest(data: bytes, path: Path) -> Manifest:
+def parse_manifest(data: bytes, *, version: str, where: str) -> Manifest:
     """Read a manifest back.
 
+    Args:
+        version: the one that its name gives.
+        where: the file, for messages.
+
     Raises:
-        StoreDamaged: it is not whole, or does not say what its version was made from.
+        StoreDamaged: it is not whole, does not say what its version was made from, or names a file
+            that is not the store's.
     """
     try:
         raw = json.loads(data)
         segments = tuple(SegmentRef(**ref) for ref in raw["segments"])
         manifest = new_manifest(
-            parent=raw["parent"], time=raw["time"], message=raw["message"], segments=segments
+            parent=raw["parent"],
+            time=raw["time"],
+            message=raw["message"],
+            segments=segments,
+            next_id=raw.get("next_id"),
+            nonce=raw.get("nonce"),
         )
         stored = raw["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreDamaged(
-            f"manifest {path} is damaged: {error!r}; restore it from a copy"
+            f"manifest {where} is damaged: {error!r}; restore it from a copy"
         ) from error
-    if manifest.version != stored or manifest.version != path.stem:
+    if manifest.version != stored or manifest.version != version:
         raise StoreDamaged(
-            f"manifest {path} was altered: its content hashes to {manifest.version}; "
+            f"manifest {where} was altered: its content hashes to {manifest.version}; "
             "restore it from a copy"
         )
+    _refuse_foreign_names(manifest, where)
     return manifest
 
 
-def _body(
-    parent: str | None, time: str, message: str, segments: tuple[SegmentRef, ...]
-) -> dict[str, Any]:
+def _refuse_foreign_names(manifest: Manifest, where: str) -> None:
+    names = [("segments", ref.file, "arrow") for ref in manifest.segments]
+    names += [
+        ("deletions", ref.deletions, "npy")
+        for ref in manifest.segments
+        if ref.deletions is not None
+    ]
+    for directory, name, kind in names:
+        if not isinstance(name, str) or checksum_in(name, kind) is None:
+            raise StoreDamaged(
+                f"manifest {where} names {name!r}, which is no file of the store's {directory}; "
+                "it was not written by this program: do not use this store"
+            )
+    if manifest.parent is not None and not is_version(manifest.parent):
+        raise StoreDamaged(f"manifest {where} names {manifest.parent!r} as its parent version")
+
+
+def _body(manifest: Manifest) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "parent": manifest.parent,
+        "time": manifest.time,
+        "message": manifest.message,
+        "segments": [_ref_body(ref) for ref in manifest.segments],
+    }
+    for name in ("next_id", "nonce"):
+        if getattr(manifest, name) is not None:
+            body[name] = getattr(manifest, name)
+    return body
+
+
+def _ref_body(ref: SegmentRef) -> dict[str, Any]:
+    fields = asdict(ref)
     return {
-        "parent": parent,
-        "time": time,
-        "message": message,
-        "segments": [asdict(ref) for ref in segments],
+        name: value
+        for name, value in fields.items()
+        if value is not None or name not in _LATER_REF_FIELDS
     }
 
 

@@ -137,8 +137,8 @@ def write_segment(
         ValueError: shapes, types or ranges do not fit. DuplicateEntry: an id occurs twice.
     """
     path = Path(path)
-    ids_N = _entry_ids(ids, "ids")
-    doc_ids_N = _entry_ids(doc_ids, "doc_ids")
+    ids_N = entry_ids(ids, "ids")
+    doc_ids_N = entry_ids(doc_ids, "doc_ids")
     rows = len(ids_N)
     tokens = _checked_tokens(np.asarray(tokens_NS), rows, meta)
     for name, column in (
@@ -161,18 +161,23 @@ def write_segment(
         ),
         *(pa.array(strings, type=pa.large_string()) for strings in (texts, titles, sources)),
     ]
-    batch = pa.record_batch(columns, schema=schema)
+    return write_batch(path, pa.record_batch(columns, schema=schema), files=files or Files())
+
+
+def write_batch(path: Path, batch: pa.RecordBatch, *, files: Files) -> SegmentInfo:
+    """Write a record batch of a segment's schema, metadata included, as a segment file."""
     digest: dict[str, Any] = {}
 
     def write(handle: BinaryIO) -> None:
         sink = HashingSink(handle)
-        with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema) as writer:
+        with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), batch.schema) as writer:
             writer.write_batch(batch)
         digest.update(sha256=sink.sha256.hexdigest(), bytes=sink.bytes)
 
-    (files or Files()).publish(path, write)
-    min_id, max_id = (int(ids_N.min()), int(ids_N.max())) if rows else (-1, -1)
-    return SegmentInfo(rows=rows, min_id=min_id, max_id=max_id, **digest)
+    files.publish(path, write, bytes_needed=batch.nbytes)
+    ids = batch.column("id").to_numpy(zero_copy_only=True)
+    min_id, max_id = (int(ids.min()), int(ids.max())) if len(ids) else (-1, -1)
+    return SegmentInfo(rows=len(ids), min_id=min_id, max_id=max_id, **digest)
 
 
 class Segment:
@@ -214,6 +219,14 @@ class Segment:
     def texts(self, rows: Sequence[int]) -> list[str]:
         return self.strings("text", rows)
 
+    def taken(self, column: str, rows: Int64Array) -> pa.Array:
+        """A column at these rows, copied."""
+        return self._batch.column(column).take(pa.array(rows))
+
+    def batch(self, rows: Int64Array) -> pa.RecordBatch:
+        """All columns at these rows, copied, without the schema's metadata of a segment."""
+        return self._batch.take(pa.array(rows)).replace_schema_metadata(None)
+
     @cached_property
     def info(self) -> SegmentInfo:
         """Rows, size, ids and checksum, from the whole file's bytes: as slow as reading it."""
@@ -249,7 +262,12 @@ def refuse_duplicates(ids_N: Int64Array, where: str) -> None:
         )
 
 
-def _entry_ids(values: npt.ArrayLike, name: str) -> Int64Array:
+def entry_ids(values: npt.ArrayLike, name: str) -> Int64Array:
+    """One row of ids, int64.
+
+    Raises:
+        ValueError: not one row of integers from 0 to 2**63 - 1.
+    """
     array = np.asarray(values)
     if array.size == 0:
         array = array.astype(np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +85,10 @@ def open_corpus(info: CorpusInfo) -> Opened:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """Every file that two equal builds must share; manifests carry the time of their commit."""
+    """Every file that two equal builds must share; manifests carry the time of their commit, and
+    names in the store end with what makes a commit's files its own."""
     return {
-        str(path.relative_to(root)): path.read_bytes()
+        re.sub(r"-[0-9a-f]{12}\.arrow$", ".arrow", str(path.relative_to(root))): path.read_bytes()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and "manifests" not in path.parts and path.name != "HEAD"
+        if path.is_file() and not {"manifests", "next"} & set(path.parts) and path.name != "HEAD"
     }
