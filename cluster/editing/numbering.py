@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from cluster.editing.lookup import largest_doc_id
 from cluster.editing.passages import LARGEST_ID, Passage
-from memory_server.errors import UnknownVersion
 from memory_server.manifest import Manifest
 from memory_server.store import Store
 from trainer.corpus.errors import CorpusError
@@ -18,7 +17,7 @@ class Numbering:
     """
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
-        self._next_id = first_free_id(store, manifest)
+        self._next_id = store.next_id()
         self._next_doc_id = max(self._next_id, largest_doc_id(store, manifest) + 1)
         self._first: dict[str, tuple[bool, str]] = {}
 
@@ -74,17 +73,3 @@ class Numbering:
                 "were not used (fields id and doc_id)"
             )
         return number
-
-
-def first_free_id(store: Store, manifest: Manifest) -> int:
-    """Above every entry's id that the store ever held up to this version."""
-    if manifest.next_id is not None:
-        return manifest.next_id
-    highest = -1  # a version of before numbers were kept: its ancestors say
-    for entry in store.log(start=manifest.version):
-        try:
-            segments = store.manifest(entry.version).segments
-        except UnknownVersion:
-            continue
-        highest = max(highest, *(ref.max_id for ref in segments), -1)
-    return highest + 1

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.memory_support import OwnMemory, copied
 from tests.cluster.tiny_run import TinyRun, make_tiny_run, save_tiny_model
 from tests.trainer.corpus.samples import make_rows, write_json_lines
 from trainer.corpus.build import build_corpus
@@ -22,3 +23,9 @@ def other_tokenizer(tmp_path: Path) -> Path:
     info = build_corpus([text], tmp_path / "other", tokenizer="train:260", workers=1)
     save_tiny_model(tmp_path / "other-model", tokenizer=info.tokenizer_path)
     return tmp_path / "other-model"
+
+
+@pytest.fixture
+def own_memory(tiny_run: TinyRun, tmp_path: Path) -> OwnMemory:
+    """The tiny run's memory, to be changed."""
+    return copied(tiny_run, tmp_path / "corpus")
