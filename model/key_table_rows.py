@@ -56,7 +56,7 @@ class RowBuilder:
             position_SH=position_SH,
             project_QH=projection_QH * weights["embeddings.LayerNorm.weight"],
             beta_key_Q=projection_QH @ weights["embeddings.LayerNorm.bias"],
-            bias_Q=weights["entry_encoder.key_proj.bias"],
+            bias_Q=weights["entry_encoder.key_proj.bias"].clone(),
             eps=config.layer_norm_eps,
             attention=_Attention.of_weights(weights, position_SH) if attentive else None,
         )

@@ -30,6 +30,7 @@ from model.pooling import POOL_EPS
 
 # Tokens that an encoder reads at once: their indices and weights stay in a CPU's cache.
 _BLOCK_TOKENS = {"cpu": 1 << 16, "cuda": 1 << 22}
+_NARROW = (torch.uint8, torch.int16, torch.uint16, torch.int32)
 # To be raised when other code makes other tables of the same weights.
 _FORMAT = 1
 _TENSORS = ("token_keys_VQ", "position_keys_SQ", "scalars_VSC", "beta_key_Q", "bias_Q")
@@ -162,8 +163,8 @@ class KeyTables:
     def _block(self, tokens_nS: Tensor) -> Tensor:
         positions, kinds = self.scalars_VSC.shape[1:]
         tokens_nS = tokens_nS[:, :positions]
-        # Half the bytes of int64 indices.
-        narrow = self.scalars_VSC.shape[0] * positions < 2**31
+        # A wide id is not made narrow: it might become that of another token.
+        narrow = tokens_nS.dtype in _NARROW and self.scalars_VSC.shape[0] * positions < 2**31
         tokens_nS = tokens_nS.to(torch.int32 if narrow else torch.int64).contiguous()
         length = tokens_nS.shape[1]
         mask_nS = tokens_nS != self.pad_token_id
