@@ -303,13 +303,18 @@ class Store:
         """Commit with one domain in another's place; the new one comes from history."""
         return self.commit(swap={old: new}, message=message or f"swapped {old} for {new}")
 
-    def rollback(self, version: str, *, message: str | None = None) -> str:
+    def rollback(
+        self, version: str, *, message: str | None = None, parent: str | None = None
+    ) -> str:
         """Commit the content of an earlier version as a new one, on top of the head.
+
+        Args:
+            parent: the head that the caller has seen, if another one's commits must not be undone.
 
         Raises:
             ValueError: the head has this content already. UnknownVersion, StoreConflict.
         """
-        base = self._reader.head_manifest()
+        base = self._reader.head_manifest() if parent is None else self.manifest(parent)
         wanted = self._reader.manifest(self.resolve(version))
         if wanted.segments == base.segments:
             raise ValueError(

@@ -175,7 +175,10 @@ class Editor:
         if self.dry_run:
             return edit
         return self._shown(
-            replace(edit, version=self.store.rollback(target.version, message=message))
+            replace(
+                edit,
+                version=self.store.rollback(target.version, message=message, parent=base.version),
+            )
         )
 
     def _bring(self, domain: str, source: NewDomain, *, swap: dict[str, str], message: str) -> Edit:

@@ -88,7 +88,8 @@ def test_what_does_not_fit_is_refused(
     text = write(tmp_path / "a.txt", "a king")
     foreign = str(other_tokenizer.parent / "other")
     longer = tmp_path / "longer"
-    build_corpus([text], longer, tokenizer=str(own_memory.corpus / "tokenizer"), workers=1)
+    long_text = write(tmp_path / "long.txt", "a king " * 20)
+    build_corpus([long_text], longer, tokenizer=str(own_memory.corpus / "tokenizer"), workers=1)
     version = own_memory.store.head()
     plug, swap = ["memory", "plug", store], ["memory", "swap", store]
     cases = [
@@ -278,9 +279,9 @@ def test_a_rollback_that_meets_another_commit_is_told(tiny_run: TinyRun, tmp_pat
     Editor(store=own.store).add(Knowledge(text="first"))
 
     class Slow(Store):
-        def rollback(self, version, *, message=None):  # type: ignore[no-untyped-def]
+        def rollback(self, version, **options):  # type: ignore[no-untyped-def]
             Editor(store=Store.open(own.path)).add(Knowledge(text="other"))
-            return super().rollback(version, message=message)
+            return super().rollback(version, **options)
 
     with pytest.raises(StoreConflict):
         Editor(store=Slow.open(own.path)).rollback("HEAD~1")
