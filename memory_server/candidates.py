@@ -27,12 +27,16 @@ ExactScores = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Rows int64 [B, M], -1 for none; `rest_B`, float32: all others score lower than this.
+    """Rows that may win, and what is known of the others.
 
-    -inf where there is no other.
+    Attributes:
+        rows_BM: int64, -1 for none.
+        scores_BM: their exact scores, float32, -inf for none; None if they are not known yet.
+        rest_B: all other rows score lower than this, float32; -inf where there is none.
     """
 
     rows_BM: Tensor
+    scores_BM: Tensor | None = None
     rest_B: Tensor
 
 
@@ -111,6 +115,7 @@ def by_codes(
     codes_B = 2 * bound_B + queries.norms * largest_error(keys)
     return Candidates(
         rows_BM=torch.cat([tried_BM, rows_BM], dim=1),
+        scores_BM=torch.cat([tried_scores_BM, exact_scores(rows_BM)], dim=1),
         rest_B=torch.maximum(rest_B + product_B, dropped_B + codes_B),
     )
 

@@ -83,7 +83,10 @@ class FlatIndex:
     ) -> tuple[Tensor, Tensor, bool]:
         """(rows int64 [B, k], scores float32 [B, k], whether nothing can have been missed)."""
         candidates = self._candidates(queries, k, excluded_B)
-        rows_BK, scores_BK = self._best(queries.exact_BQ, candidates.rows_BM, k)
+        rows_BM, scores_BM = candidates.rows_BM, candidates.scores_BM
+        if scores_BM is None:
+            scores_BM = self._exact_scores(queries.exact_BQ, rows_BM)
+        rows_BK, scores_BK = self._best(rows_BM, scores_BM, k)
         rest_B = candidates.rest_B
         certain_B = (rest_B == NEGATIVE_INFINITY) | (rest_B < scores_BK[:, -1])
         doubtful = (~certain_B).nonzero().squeeze(1)
@@ -92,8 +95,10 @@ class FlatIndex:
         if not (self._keys.exact or exact):
             return rows_BK, scores_BK, False
         excluded = None if excluded_B is None else excluded_B[doubtful]
-        rows_BM = self._search_in_float64(queries.exact_BQ[doubtful], k, excluded)
-        rows_BK[doubtful], scores_BK[doubtful] = self._best(queries.exact_BQ[doubtful], rows_BM, k)
+        queries_DQ = queries.exact_BQ[doubtful]
+        rows_DM = self._search_in_float64(queries_DQ, k, excluded)
+        scores_DM = self._exact_scores(queries_DQ, rows_DM)
+        rows_BK[doubtful], scores_BK[doubtful] = self._best(rows_DM, scores_DM, k)
         return rows_BK, scores_BK, True
 
     def _candidates(self, queries: SearchQueries, k: int, excluded_B: Tensor | None) -> Candidates:
@@ -111,11 +116,11 @@ class FlatIndex:
             lambda rows_BM: self._exact_scores(queries.exact_BQ, rows_BM),
         )
 
-    def _best(self, queries_BQ: Tensor, rows_BM: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _best(self, rows_BM: Tensor, scores_BM: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best of the rows by their exact scores, ties to the lower id; -1 and -inf pad."""
-        if rows_BM.shape[1] < k:
-            rows_BM = torch.nn.functional.pad(rows_BM, (0, k - rows_BM.shape[1]), value=-1)
-        scores_BM = self._exact_scores(queries_BQ, rows_BM)
+        if (missing := k - rows_BM.shape[1]) > 0:
+            rows_BM = torch.nn.functional.pad(rows_BM, (0, missing), value=-1)
+            scores_BM = torch.nn.functional.pad(scores_BM, (0, missing), value=NEGATIVE_INFINITY)
         ids_BM = self._ids_N[rows_BM.clamp(min=0)].masked_fill(rows_BM < 0, -1)
         order_BK = order_hits(scores_BM, ids_BM)[:, :k]
         return rows_BM.gather(1, order_BK), scores_BM.gather(1, order_BK)

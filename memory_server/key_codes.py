@@ -24,7 +24,7 @@ TORCH_DTYPES = {
     "int8": torch.int8,
 }
 DECODED_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 27}  # of codes decoded at once: cache-sized
-MULTIPLIED = {"cpu": 1 << 19, "cuda": 1 << 27}  # scores scaled at once
+MULTIPLIED = 1 << 19  # products of int8 at once, on a CPU
 SMALLEST_SCALE = 2.0**-100
 
 
@@ -136,15 +136,14 @@ class KeyCodes:
         """Inner products of rows [start, stop) with all queries.
 
         Returns:
-            (float32 [n, B], a new tensor; what each query's products must be multiplied with,
-            greater than 0, float32 [B], or None if nothing)
+            (float32 [n, B], undefined after the next call; what each query's products must be
+            multiplied with, greater than 0, float32 [B], or None if nothing)
         """
         if self._scales_n1 is None:
             return inner_products(self._numbers_nQ[start:stop], queries.exact_BQ), None
         if self._multiplies_int8:
-            codes_BQ, units_B, _ = queries.int8
-            return self._int8_products(codes_BQ, start, stop), units_B
-        return self._decoded_products(queries.exact_BQ, start, stop), None
+            return self._int8_products(queries, start, stop), queries.int8[1]
+        return self._decoded_products(queries, start, stop), None
 
     def product_error(self, queries: SearchQueries, largest_norm: float) -> Tensor:
         """How far `products` can be from those of exact keys beside float32's rounding, [B]."""
@@ -159,22 +158,24 @@ class KeyCodes:
         on_cpu = numbers_nQ.dtype == torch.int8 and numbers_nQ.device.type == "cpu"
         return on_cpu and int8_pays_on_cpu()
 
-    def _int8_products(self, codes_BQ: Tensor, start: int, stop: int) -> Tensor:
+    def _int8_products(self, queries: SearchQueries, start: int, stop: int) -> Tensor:
         assert self._scales_n1 is not None
-        scores_nB = torch.empty(stop - start, len(codes_BQ), device=codes_BQ.device)
-        for first, last in _runs(start, stop, MULTIPLIED["cpu"] // len(codes_BQ)):
-            part = scores_nB[first - start : last - start]
-            part.copy_(by_int8(self._numbers_nQ[first:last], codes_BQ))
-            part.mul_(self._scales_n1[first:last])
+        scores_nB = queries.room(stop - start, queries.batch, torch.float32)
+        for first, last in _runs(start, stop, MULTIPLIED // queries.batch):
+            whole_mB = queries.room(last - first, queries.batch, torch.int32)
+            by_int8(self._numbers_nQ[first:last], queries.int8[0], out_nB=whole_mB)
+            part_mB = scores_nB[first - start : last - start]
+            part_mB.copy_(whole_mB).mul_(self._scales_n1[first:last])
         return scores_nB
 
-    def _decoded_products(self, queries_BQ: Tensor, start: int, stop: int) -> Tensor:
+    def _decoded_products(self, queries: SearchQueries, start: int, stop: int) -> Tensor:
         assert self._scales_n1 is not None
-        at_once = DECODED_NUMBERS[queries_BQ.device.type] // self.width
+        at_once = DECODED_NUMBERS[queries.device.type] // self.width
         parts = []
         for first, last in _runs(start, stop, at_once):
-            keys_mQ = self._numbers_nQ[first:last].float().mul_(self._scales_n1[first:last])
-            parts.append(inner_products(keys_mQ, queries_BQ))
+            keys_mQ = queries.room(last - first, self.width, torch.float32)
+            keys_mQ.copy_(self._numbers_nQ[first:last]).mul_(self._scales_n1[first:last])
+            parts.append(inner_products(keys_mQ, queries.exact_BQ))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

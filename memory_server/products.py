@@ -62,13 +62,16 @@ def fastest_on_cpu() -> Product:
     return by_onednn if right and faster else by_mm
 
 
-def by_int8(keys_nQ: Tensor, queries_BQ: Tensor) -> Tensor:
+def by_int8(keys_nQ: Tensor, queries_BQ: Tensor, out_nB: Tensor | None = None) -> Tensor:
     """Inner products of int8 keys with int8 queries, int32 [n, B], without rounding.
+
+    Args:
+        out_nB: int32, where to put them.
 
     Raises:
         RuntimeError, AttributeError, TypeError: this torch cannot.
     """
-    products: Tensor = torch._int_mm(keys_nQ, queries_BQ.T)
+    products: Tensor = torch._int_mm(keys_nQ, queries_BQ.T, out=out_nB)
     return products
 
 

@@ -1,4 +1,4 @@
-"""A block of queries, with what is computed once and used with every block of keys."""
+"""A block of queries of one search, with what is used again with every block of keys."""
 
 from functools import cached_property
 
@@ -11,6 +11,7 @@ class SearchQueries:
 
     def __init__(self, exact_BQ: Tensor) -> None:
         self.exact_BQ = exact_BQ.contiguous()
+        self._rooms: dict[torch.dtype, Tensor] = {}
 
     @property
     def batch(self) -> int:
@@ -19,6 +20,17 @@ class SearchQueries:
     @property
     def device(self) -> torch.device:
         return self.exact_BQ.device
+
+    def room(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """Room of this shape, whose content is undefined; the next one of its dtype is the same.
+
+        Memory that was just written is many times faster to write than new memory.
+        """
+        held = self._rooms.get(dtype)
+        if held is None or len(held) < rows * columns:
+            held = torch.empty(rows * columns, dtype=dtype, device=self.device)
+            self._rooms[dtype] = held
+        return held[: rows * columns].view(rows, columns)
 
     @cached_property
     def norms(self) -> Tensor:
