@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +23,10 @@ from memory_server.manifest import Manifest
 from memory_server.names import check_domain
 from memory_server.store import Store
 
-ATTEMPTS = 5
+ATTEMPTS = 12
+PAUSE_S = (
+    0.02  # grows with the attempts, and differs between the tools that are in each other's way
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +231,7 @@ class Editor:
                 except StoreConflict:
                     if attempt == ATTEMPTS:
                         raise
+                    time.sleep(random.uniform(0, PAUSE_S * attempt))
                     continue
             return self._shown(replace(edit, version=version))
         raise AssertionError("the last attempt returns or raises")
