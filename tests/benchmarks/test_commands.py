@@ -58,6 +58,16 @@ def test_flat_search_finds_what_its_peer_finds(tmp_path: Path) -> None:
     assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
 
 
+def test_reduced_keys_are_compared_with_float32(tmp_path: Path) -> None:
+    words = ["--entries", "9000", "--batches", "3", "--repeats", "1", "--dtypes", "int8", "float16"]
+    rows = figures("search_int8", tmp_path, *words)
+    assert len(rows) == 4
+    for row in rows:
+        assert row["recall"] >= 0.99
+        assert row["key_bytes_per_entry"] <= {"int8": 136, "float16": 264}[row["dtype"]]
+        assert row["exact_keys_per_query"] >= 5
+
+
 def test_training_is_compared_with_its_peers(tmp_path: Path) -> None:
     words = ["--entries", "40", "--batch", "2", "--repeats", "2"]
     rows = {row["variant"]: row for row in figures("training_overhead", tmp_path, *words)}
