@@ -24,7 +24,7 @@ EXTRA_ROWS = 16  # beyond 2k: scored in float64, so that float32's rounding deci
 EXTRA_EXCLUDED = 16  # a document has a few entries; more are asked for again
 MOST_TRIES = 3
 TRY_FACTOR = 4
-GATHER_NUMBERS = 1 << 23
+GATHER_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 26}  # on a CPU what the allocator reuses at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +182,9 @@ class ApproximateIndex:
 
     def _most_promising(self, queries_BQ: Tensor, rows_BM: Tensor, wanted: int) -> Tensor:
         """The best of the rows by float32 products with what their codes stand for."""
-        if rows_BM.shape[1] <= wanted:
+        if rows_BM.shape[1] <= 2 * wanted:
             return rows_BM
-        few = max(1, GATHER_NUMBERS // (rows_BM.shape[1] * queries_BQ.shape[1]))
+        few = self._queries_at_once(rows_BM)
         best = []
         for rows, queries in zip(rows_BM.split(few), queries_BQ.split(few), strict=True):
             keys = self._rows.keys.gather(rows.clamp(min=0))
@@ -197,7 +197,7 @@ class ApproximateIndex:
         """The k best of the rows by their exact scores, ties to the lower id; -1 and -inf pad."""
         if rows_BM.shape[1] < k:
             rows_BM = torch.nn.functional.pad(rows_BM, (0, k - rows_BM.shape[1]), value=-1)
-        few = max(1, GATHER_NUMBERS // (4 * rows_BM.shape[1] * queries_BQ.shape[1]))
+        few = self._queries_at_once(rows_BM)
         scores_BM = torch.cat(
             [
                 exact_inner_products(queries, self._exact_keys(rows.clamp(min=0)))
@@ -208,6 +208,10 @@ class ApproximateIndex:
         ids_BM = self._rows.ids_N[rows_BM.clamp(min=0)].masked_fill(rows_BM < 0, -1)
         order_BK = order_hits(scores_BM, ids_BM)[:, :k]
         return rows_BM.gather(1, order_BK), scores_BM.gather(1, order_BK)
+
+    def _queries_at_once(self, rows_BM: Tensor) -> int:
+        numbers = rows_BM.shape[1] * self._rows.keys.width
+        return max(1, GATHER_NUMBERS[self._device.type] // numbers)
 
     def _exact_keys(self, rows_BM: Tensor) -> Tensor:
         if self._rows.keys.exact:

@@ -62,8 +62,8 @@ def build_approximate(
     accelerated = [(view, *builder.accelerator(view.block)) for view in large]
     index = ApproximateIndex(rows, accelerated, RecallGate(settings.min_recall))
     if not index.parts:
-        index.gate.shut(f"no block has the {SMALLEST_BLOCK} keys or more that FAISS is used for")
-    elif previous is not None and not builder.built:
+        index.gate.shut(f"no segment has the {SMALLEST_BLOCK} rows or more that FAISS is used for")
+    elif previous is not None and _same_accelerators(index, previous):
         index.gate.take_over(previous.gate.state)
     else:
         _measure(index, recent, rows.keys.device)
@@ -77,6 +77,12 @@ def build_approximate(
     for view, accelerator, _ in accelerated:
         view.block.accelerator = accelerator
     return index
+
+
+def _same_accelerators(index: ApproximateIndex, previous: ApproximateIndex) -> bool:
+    """Whether what was measured on the one holds for the other: the rest is searched exactly."""
+    mine, theirs = ({id(part.accelerator) for part in one.parts} for one in (index, previous))
+    return mine == theirs
 
 
 def _measure(index: ApproximateIndex, recent: RecentQueries | None, device: torch.device) -> None:
@@ -119,8 +125,11 @@ class _Builder:
         self.built = {block: made for block, made in self.built.items() if made[0].trained_anew}
 
     def suits(self, view: BlockView) -> bool:
-        """Whether FAISS pays for this view, and has keys enough to be trained on."""
-        if view.rows < SMALLEST_BLOCK:
+        """Whether FAISS pays for this view, and has keys enough to be trained on.
+
+        It does not for a block of one epoch alone, as every edit would build it again.
+        """
+        if view.rows < SMALLEST_BLOCK or view.block.origin is None:
             return False
         recipe = self._recipe(view.block)
         if recipe.factory not in self._least:

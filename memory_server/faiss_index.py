@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from memory_server.faiss_kinds import (
+    copy_of,
     empty_index,
     index_bytes,
     last_words,
@@ -213,17 +214,17 @@ def _fill(
     check: Check,
 ) -> Filled:
     """The block's keys in an index of these parts, which are brought up to date first."""
-    template = faiss.clone_index(parts.template)
+    template = copy_of(parts.template)
     for part in filter(None, recipe.search.split(",")):
         set_parameter(template, part)
     errors: dict[str, float] = {}
     lists_n = None
     if _has_plain_lists(template):
         lists_n, errors["lists"] = _sort_into_lists(template, keys, kept_lists_n, check)
-        index = faiss.clone_index(template)
+        index = copy_of(template)
         _add_to_lists(index, keys, lists_n, check)
     else:
-        index = faiss.clone_index(template)
+        index = copy_of(template)
         for rows in keys.chunks():
             index.add(keys.at(rows).cpu().numpy())
             check()

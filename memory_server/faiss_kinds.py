@@ -1,5 +1,6 @@
 """FAISS's kinds of indexes: which may be built, their search parameters, bytes, threads, GPUs."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,13 @@ import faiss
 import torch
 
 from memory_server.faiss_presets import Recipe
+
+CHANGE_PRODUCTS = (
+    faiss.NormalizationTransform,
+    faiss.CenteringTransform,
+    faiss.PCAMatrix,
+    faiss.ITQTransform,
+)
 
 
 @contextmanager
@@ -69,9 +77,10 @@ def empty_index(recipe: Recipe, width: int) -> Any:
 def set_parameter(index: Any, part: str) -> None:
     """Set one search parameter, given as name=value, on an index that nobody searches yet."""
     name, _, value = part.partition("=")
-    if not float(value) >= 1:
-        raise ValueError("a value of at least 1 is needed")
-    faiss.ParameterSpace().set_index_parameter(index, name.strip(), float(value))
+    number = float(value)
+    if not 1 <= number < 2**31 or (name.strip() != "k_factor" and not number.is_integer()):
+        raise ValueError(f"{value!r} is no whole number of at least 1")
+    faiss.ParameterSpace().set_index_parameter(index, name.strip(), number)
 
 
 def _check_kind(index: Any, factory: str) -> None:
@@ -82,10 +91,10 @@ def _check_kind(index: Any, factory: str) -> None:
     if isinstance(index, faiss.IndexPreTransform):
         for at in range(index.chain.size()):
             step = faiss.downcast_VectorTransform(index.chain.at(at))
-            if isinstance(step, faiss.NormalizationTransform):
+            if isinstance(step, CHANGE_PRODUCTS):
                 raise ValueError(
-                    f"index={factory!r} normalises keys, which changes the inner products; leave "
-                    "L2norm out"
+                    f"index={factory!r}: {type(step).__name__} normalises or centres the keys, "
+                    "which changes their order by inner product; OPQ and RR do not"
                 )
 
 
@@ -104,6 +113,17 @@ def least_rows(recipe: Recipe, width: int) -> int:
     if hasattr(index, "pq"):
         needed = max(needed, index.pq.ksub)
     return int(needed)
+
+
+def copy_of(index: Any) -> Any:
+    """An independent copy. FAISS's own leaves a pointer into the original in 4-bit lists."""
+    copy = faiss.clone_index(index)
+    lists = faiss.try_extract_index_ivf(copy)
+    if lists is not None:
+        lists = faiss.downcast_index(lists)
+        if isinstance(lists, faiss.IndexIVFPQFastScan):
+            lists.fine_quantizer = lists.pq
+    return copy
 
 
 def search_parameters(index: Any, selection: Any) -> Any:
@@ -127,7 +147,7 @@ def search_parameters(index: Any, selection: Any) -> Any:
 def index_bytes(index: Any) -> int:
     """What an index holds, by its parts; what has no known parts counts as when written."""
     if isinstance(index, faiss.IndexPreTransform):
-        return index_bytes(faiss.downcast_index(index.index)) + 4 * index.d * index.d
+        return index_bytes(faiss.downcast_index(index.index)) + 4 * int(index.d) ** 2
     if isinstance(index, faiss.IndexRefine):
         inner = (index.base_index, index.refine_index)
         return sum(index_bytes(faiss.downcast_index(part)) for part in inner)
@@ -151,10 +171,11 @@ def bytes_per_row(recipe: Recipe, width: int) -> int:
     try:
         return int(index.sa_code_size()) + extra
     except RuntimeError:  # such as HNSW: the keys and their links
-        links = 2 * index.hnsw.nb_neighbors(1) if isinstance(index, faiss.IndexHNSW) else 0
-        return 4 * width + 8 * links
+        links = int(index.hnsw.nb_neighbors(0)) if isinstance(index, faiss.IndexHNSW) else 0
+        return 4 * width + 5 * links
 
 
 def last_words(error: Exception) -> str:
     """FAISS's reason without the names of its files."""
-    return str(error).replace("\n", " ").split(": Error: ")[-1].rpartition(".cpp:")[2][-160:]
+    words = str(error).replace("\n", " ").split(": Error: ")[-1]
+    return re.sub(r"^.*\.cpp:\d+: ", "", words)[-160:]

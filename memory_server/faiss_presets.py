@@ -1,9 +1,10 @@
 """Which FAISS index a block of so many keys gets: a preset, or any factory string.
 
-* `ivf`: lists of similar keys as 8-bit codes, of which a few are scanned. The fastest, where
+* `ivf`: many lists of similar keys as 8-bit codes, of which a few are scanned. The fastest, where
   queries look like the keys.
-* `pq`: all keys as 4-bit product codes. Trained in a second, and minds little what queries look
-  like.
+* `pq`: few lists of keys as 4-bit product codes, of which an eighth is scanned. Small, trained in a
+  second, filled in a few, and it minds less what queries look like: with all lists scanned
+  (`nprobe` of a quarter of the square root of the rows), hardly at all.
 """
 
 import math
@@ -42,21 +43,27 @@ def recipe_for(settings: IndexSettings, *, rows: int, width: int) -> Recipe:
     trained parts on.
     """
     if settings.kind == "ivf":
-        lists = 2 ** round(math.log2(4 * math.sqrt(max(rows, 256))))
         # 8-bit lists take a quarter of the bytes of "Flat" lists, and are scanned no slower.
         return Recipe(
-            factory=f"IVF{lists},SQ8",
+            factory=f"IVF{_power_of_two(4 * math.sqrt(rows))},SQ8",
             search=settings.search or "nprobe=8",
             candidates_per_hit=4,
         )
     if settings.kind == "pq":
+        lists = _power_of_two(math.sqrt(rows) / 4)
         return Recipe(
-            factory=f"PQ{_subvectors(width)}x4fs", search=settings.search, candidates_per_hit=100
+            factory=f"IVF{lists},PQ{_subvectors(width)}x4fs",
+            search=settings.search or f"nprobe={max(1, lists // 8)}",
+            candidates_per_hit=100,
         )
     lossless = settings.kind.endswith("Flat")
     return Recipe(
         factory=settings.kind, search=settings.search, candidates_per_hit=1 if lossless else 20
     )
+
+
+def _power_of_two(number: float) -> int:
+    return int(2 ** max(0, round(math.log2(max(number, 1)))))
 
 
 def _subvectors(width: int) -> int:
