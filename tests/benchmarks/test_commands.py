@@ -68,6 +68,15 @@ def test_reduced_keys_are_compared_with_float32(tmp_path: Path) -> None:
         assert row["exact_keys_per_query"] >= 5
 
 
+def test_keys_by_tables_are_those_of_every_entry(tmp_path: Path) -> None:
+    (row,) = figures("refresh_speed", tmp_path, "--small")
+    assert row["largest_difference"] < 1e-5 < row["largest_key"]
+    built, read = row["build_s"]["median"], row["read_s"]["median"]
+    assert 0.3 < row["ratio"]["median"] / (row["direct_s_extrapolated"]["median"] / (built + read))
+    assert row["table_bytes"] > 500 * (16 * 2 + 128) * 4
+    assert str(row["best_batch"]) in row["direct_entries_per_s"]
+
+
 def test_training_is_compared_with_its_peers(tmp_path: Path) -> None:
     words = ["--entries", "40", "--batch", "2", "--repeats", "2"]
     rows = {row["variant"]: row for row in figures("training_overhead", tmp_path, *words)}
