@@ -77,6 +77,17 @@ def test_keys_by_tables_are_those_of_every_entry(tmp_path: Path) -> None:
     assert str(row["best_batch"]) in row["direct_entries_per_s"]
 
 
+def test_faiss_presets_are_compared_with_exact_search(tmp_path: Path) -> None:
+    words = ["--entries", "20000", "--width", "16", "--repeats", "2", "--top-k", "2"]
+    rows = figures("search_faiss", tmp_path, *words)
+    assert [row["index"] for row in rows] == ["ivf", "pq"]
+    for row in rows:
+        assert 0.5 < row["recall"] <= 1
+        assert 0.5 < row["kept_recall"] <= 1
+        assert row["times_faster"]["low"] > 0
+        assert row["kept_s"] > 0
+
+
 def test_training_is_compared_with_its_peers(tmp_path: Path) -> None:
     words = ["--entries", "40", "--batch", "2", "--repeats", "2"]
     rows = {row["variant"]: row for row in figures("training_overhead", tmp_path, *words)}

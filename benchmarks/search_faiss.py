@@ -1,0 +1,237 @@
+"""FAISS presets of the memory against its exact flat search: time, recall, building, refreshing.
+
+All search the same keys (a mixture of Gaussians, or --keys FILE) with the same queries, turn by
+turn; recall is against the exact answers. A refresh is simulated by keys that drifted a little:
+trained parts are kept, or trained anew. faiss.IndexFlatIP stands beside as a second peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from harness import (
+    Spread,
+    argument_parser,
+    begin,
+    finish,
+    note,
+    positive,
+    seconds,
+    spread_of_ratios,
+    table,
+    turn_by_turn,
+)
+from torch import Tensor
+
+from memory_server.approximate_index import ApproximateIndex
+from memory_server.index import IndexInput, IndexSettings
+from memory_server.index_factory import build_index
+from memory_server.key_blocks import BlockedKeys, KeyBlock
+from memory_server.key_codes import KeyCodes
+from memory_server.recall_audit import recall_at_k
+
+CLUSTERS, TEST_QUERIES = 1000, 256
+
+
+def clustered_keys(entries: int, width: int) -> Tensor:
+    """Keys around random centres, as a trained encoder's are."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(CLUSTERS, width, generator=generator)
+    nearest = torch.randint(CLUSTERS, (entries,), generator=generator)
+    return centres[nearest] + 0.5 * torch.randn(entries, width, generator=generator)
+
+
+def queries_near(keys: Tensor, count: int, seed: int) -> Tensor:
+    """Keys with noise, of a quarter of their own deviation: 0.3 on the invented ones."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = keys[torch.randint(len(keys), (count,), generator=generator)]
+    return chosen + 0.27 * keys[:4096].std() * torch.randn(chosen.shape, generator=generator)
+
+
+def rows_of(keys: Tensor) -> IndexInput:
+    """Keys as one segment's block."""
+    rows = len(keys)
+    block = KeyBlock(
+        codes=KeyCodes(keys),
+        largest_norm=float(torch.linalg.vector_norm(keys, dim=1).max()),
+        checksum=0,
+        origin=("segment", 0, rows),
+    )
+    return IndexInput(
+        keys=BlockedKeys([(block, 0, rows)], keys.shape[1], keys.device),
+        ids_N=torch.arange(rows),
+        doc_ids_N=torch.arange(rows) // 4,
+        dead_rows=torch.empty(0, dtype=torch.int64),
+    )
+
+
+def built(
+    kind: str, keys: Tensor, previous: ApproximateIndex | None = None
+) -> tuple[ApproximateIndex, float]:
+    """The index over these keys, and the seconds that it took, without measuring its recall."""
+    began = time.perf_counter()
+    index = build_index(IndexSettings(kind=kind), rows_of(keys), previous=previous)
+    assert isinstance(index, ApproximateIndex)
+    if not index.parts:
+        raise SystemExit(f"{len(keys)} keys are too few for {kind}; give --entries 20000 or more")
+    return index, time.perf_counter() - began
+
+
+def answers(search: Callable[..., Any], queries: Tensor, batch: int, k: int) -> Tensor:
+    return torch.cat([search(few, k, None).rows for few in queries.split(batch)])
+
+
+def measure(args: argparse.Namespace, kind: str, keys: Tensor, drifted: Tensor) -> dict[str, Any]:
+    """All figures of one preset."""
+    note(f"{kind}: building")
+    k, batch = args.top_k, args.batch
+    index, build_s = built(kind, keys)
+    exactly = partial(index.search, exact=True)
+    queries = queries_near(keys, TEST_QUERIES, 1)
+    true_rows = answers(exactly, queries, batch, k)
+    recall = recall_at_k(answers(index.search_approximately, queries, batch, k), true_rows)
+    few = [queries_near(keys, batch, 10 + turn) for turn in range(4)]
+    faiss_queries = [one.numpy() for one in few]
+
+    def all_of(search: Callable[[Any], object], batches: list[Any]) -> Callable[[], float]:
+        return partial(seconds, lambda: [search(one) for one in batches])
+
+    calls = {
+        "preset": all_of(lambda one: index.search_approximately(one, k, None), few),
+        "flat": all_of(lambda one: exactly(one, k, None), few),
+    }
+    if args.flat_ip:
+        flat_ip = faiss.IndexFlatIP(keys.shape[1])
+        flat_ip.add(keys.numpy())
+        calls["flat_ip"] = all_of(lambda one: flat_ip.search(one, k), faiss_queries)
+    note(f"{kind}: searching")
+    spent = turn_by_turn(calls, repeats=args.repeats)
+    per_batch = {name: [1000 * s / len(few) for s in times] for name, times in spent.items()}
+    note(f"{kind}: refreshing")
+    later = queries_near(drifted, TEST_QUERIES, 2)
+    kept, kept_s = built(kind, drifted, index)
+    if kept.parts[0].accelerator.trained_anew:
+        note(f"{kind}: the keys drifted so far that trained parts were not kept")
+    true_later = answers(partial(kept.search, exact=True), later, batch, k)
+    kept_recall = recall_at_k(answers(kept.search_approximately, later, batch, k), true_later)
+    drift = kept.parts[0].accelerator.drift
+    del kept
+    anew, anew_s = built(kind, drifted)
+    anew_recall = recall_at_k(answers(anew.search_approximately, later, batch, k), true_later)
+    strange = torch.randn(queries.shape, generator=torch.Generator().manual_seed(4))
+    strange_recall = recall_at_k(
+        answers(index.search_approximately, strange, batch, k),
+        answers(exactly, strange, batch, k),
+    )
+    return {
+        "index": kind,
+        "factory": index.parts[0].recipe.factory,
+        "search": index.parts[0].recipe.search,
+        "preset_ms": Spread.of(per_batch["preset"]),
+        "flat_ms": Spread.of(per_batch["flat"]),
+        "flat_ip_ms": Spread.of(per_batch["flat_ip"]) if args.flat_ip else None,
+        "times_faster": spread_of_ratios(spent["flat"], spent["preset"]),
+        "times_faster_than_flat_ip": spread_of_ratios(spent["flat_ip"], spent["preset"])
+        if args.flat_ip
+        else None,
+        "recall": recall,
+        "recall_of_strange_queries": strange_recall,
+        "bytes_per_entry": index.parts[0].accelerator.bytes / len(keys),
+        "build_s": build_s,
+        "kept_s": kept_s,
+        "kept_recall": kept_recall,
+        "anew_s": anew_s,
+        "anew_recall": anew_recall,
+        "drift": drift,
+    }
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--entries", type=positive, default=100_000)
+    parser.add_argument("--width", type=positive, default=128)
+    parser.add_argument("--keys", type=Path, help="float32 [N, Q] as .npy, in place of invented")
+    parser.add_argument("--index", nargs="+", default=["ivf", "pq"], metavar="KIND")
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--batch", type=positive, default=32)
+    parser.add_argument("--top-k", type=positive, default=5)
+    parser.add_argument("--repeats", type=positive, default=7)
+    parser.add_argument("--no-flat-ip", dest="flat_ip", action="store_false")
+    args = parser.parse_args()
+    facts = begin()
+    torch.set_num_threads(args.threads)
+    faiss.omp_set_num_threads(args.threads)
+    faiss.cvar.distance_compute_blas_threshold = 8  # the best for IndexFlatIP at batch 32
+    if args.keys is None:
+        keys = clustered_keys(args.entries, args.width)
+    else:
+        keys = torch.from_numpy(np.load(args.keys)).float().contiguous()
+    generator = torch.Generator().manual_seed(5)
+    drifted = keys + 0.15 * keys[:4096].std() * torch.randn(keys.shape, generator=generator)
+    print(
+        f"N={len(keys):,}, Q={keys.shape[1]}, K={args.top_k}, batches of {args.batch}, "
+        f"{args.threads} thread(s)\n"
+    )
+    figures = [measure(args, kind, keys, drifted) for kind in args.index]
+    print(table(SEARCH_HEADERS, [search_row(one) for one in figures]), end="\n\n")
+    print(table(REFRESH_HEADERS, [refresh_row(one) for one in figures]))
+    finish(args.json, facts, args, figures)
+
+
+SEARCH_HEADERS = [
+    "index",
+    "ms per batch",
+    "flat, ms",
+    "times faster",
+    "than IndexFlatIP",
+    "recall",
+    "of Gaussian queries",
+    "B/entry",
+]
+REFRESH_HEADERS = [
+    "index",
+    "build, s",
+    "refresh, s",
+    "recall",
+    "trained anew, s",
+    "recall",
+    "drift",
+]
+
+
+def search_row(one: dict[str, Any]) -> list[str]:
+    than_flat_ip = one["times_faster_than_flat_ip"]
+    return [
+        f"{one['index']} ({one['factory']} {one['search']})",
+        one["preset_ms"].shown(),
+        one["flat_ms"].shown(1),
+        one["times_faster"].shown(1),
+        "" if than_flat_ip is None else than_flat_ip.shown(1),
+        f"{one['recall']:.4f}",
+        f"{one['recall_of_strange_queries']:.3f}",
+        f"{one['bytes_per_entry']:.0f}",
+    ]
+
+
+def refresh_row(one: dict[str, Any]) -> list[str]:
+    return [
+        one["index"],
+        f"{one['build_s']:.1f}",
+        f"{one['kept_s']:.1f}",
+        f"{one['kept_recall']:.4f}",
+        f"{one['anew_s']:.1f}",
+        f"{one['anew_recall']:.4f}",
+        f"{one['drift']:.2f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()
