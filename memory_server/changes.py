@@ -161,10 +161,10 @@ class Plan:
 
     Attributes:
         base: the version that it was made against.
-        segments: what the new version plugs.
+        segments: what the new version plugs; new files under the names of the plan.
         next_id: above every id that the store ever held.
-        additions: local files, and the names that they get below `segments/`.
-        deletions: names below `deletions/`, and the removed rows that they will hold.
+        additions: local files, and their names of the plan below `segments/`.
+        deletions: names of the plan below `deletions/`, and the removed rows that they will hold.
         domains: what happens to each domain that is touched.
         replaced: how many of the removed ids are added again.
         added_sample, removed_sample: some of the ids, int64; none are read for whole domains.

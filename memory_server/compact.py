@@ -11,7 +11,7 @@ from memory_server.changes import Plan
 from memory_server.errors import UnknownDomain
 from memory_server.history import next_id
 from memory_server.manifest import Manifest, SegmentRef
-from memory_server.names import new_nonce, own_file_name
+from memory_server.names import new_nonce, planned_name
 from memory_server.publishing import publish_plan
 from memory_server.reader import StoreReader
 from memory_server.segments import segment_schema, sha256_of, write_batch
@@ -139,7 +139,7 @@ def rewritten(
     for number, group in enumerate(groups):
         refs = [base.segments[position] for position in group]
         path = reader.storage.incoming / f"compact-{nonce}-{number}.arrow"
-        ref = _joined(reader, refs, path, nonce)
+        ref = _joined(reader, refs, path)
         files.append((path, ref.file))
         for position in group:
             segments[position] = None
@@ -147,7 +147,7 @@ def rewritten(
     return tuple(ref for ref in segments if ref is not None)
 
 
-def _joined(reader: StoreReader, refs: Sequence[SegmentRef], path: Path, nonce: str) -> SegmentRef:
+def _joined(reader: StoreReader, refs: Sequence[SegmentRef], path: Path) -> SegmentRef:
     for ref in refs:
         if sha256_of(reader.segment(ref).path) != ref.sha256:
             reader.verify_segment(ref)  # damage must not be copied under a right checksum
@@ -159,7 +159,7 @@ def _joined(reader: StoreReader, refs: Sequence[SegmentRef], path: Path, nonce: 
     )
     doc_ids = batch.column("doc_id").to_numpy(zero_copy_only=True)
     return SegmentRef(
-        file=own_file_name(info.sha256, nonce, "arrow"),
+        file=planned_name(info.sha256, "arrow"),
         domain=refs[0].domain,
         min_doc_id=int(doc_ids.min()),
         max_doc_id=int(doc_ids.max()),

@@ -15,6 +15,7 @@ _VERSION = re.compile(rf"[0-9a-f]{{{VERSION_LENGTH}}}")
 _PREFIX = re.compile(rf"[0-9a-f]{{{SHORTEST_PREFIX},{VERSION_LENGTH - 1}}}")
 # A checksum, and what makes each commit's files its own (stores of before had the checksum alone).
 _FILE = re.compile(rf"([0-9a-f]{{{CHECKSUM_LENGTH}}})(?:-[0-9a-f]{{12}})?\.(arrow|npy)")
+_PLANNED = "0" * 12
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -29,7 +30,7 @@ def is_prefix(name: str) -> bool:
 
 
 def is_tag(name: str) -> bool:
-    """Whether a tag may have this name: it cannot be taken for a version, its beginning, or HEAD."""
+    """Whether a tag may have this name: none that can be taken for a version or HEAD."""
     return (
         _TAG.fullmatch(name) is not None
         and not (is_version(name) or is_prefix(name))
@@ -67,13 +68,19 @@ def check_domain(name: str) -> str:
     return name
 
 
-def own_file_name(sha256: str, nonce: str, kind: str) -> str:
-    """The name of a new file: by its content, and by the commit that brings it (`new_nonce`).
+def planned_name(sha256: str, kind: str) -> str:
+    """The name of a file that a plan brings, until a publication makes it its own."""
+    return f"{sha256[:CHECKSUM_LENGTH]}-{_PLANNED}.{kind}"
 
-    The same content brought twice is two files, so that the collection of garbage can never take
-    away what another commit has just found to be there already.
+
+def own_name(planned: str, nonce: str) -> str:
+    """The name of a file: by its content, and by the publication that brings it (`new_nonce`).
+
+    The same content brought twice is two files, so that whoever removes files, because a
+    publication failed or to collect garbage, can never take away what another has just brought.
     """
-    return f"{sha256[:CHECKSUM_LENGTH]}-{nonce}.{kind}"
+    checksum, kind = planned[:CHECKSUM_LENGTH], planned.rsplit(".", 1)[1]
+    return f"{checksum}-{nonce}.{kind}"
 
 
 def new_nonce() -> str:

@@ -23,7 +23,7 @@ from memory_server.errors import (
 )
 from memory_server.id_rows import rows_with, shared_ids
 from memory_server.manifest import Manifest, SegmentRef
-from memory_server.names import own_file_name
+from memory_server.names import planned_name
 from memory_server.reader import StoreReader
 from memory_server.segments import Int64Array, Segment, refuse_duplicates
 
@@ -34,14 +34,12 @@ def make_plan(
     change: Change,
     *,
     sources: Mapping[str, Manifest],
-    nonce: str,
     next_id: int,
 ) -> Plan:
     """What `change` comes to on `base`. Writes nothing.
 
     Args:
         sources: for each domain of `change.plugs()`, the version that it is brought back from.
-        nonce: names the new files as this commit's own.
         next_id: above every id that the store held up to `base`.
 
     Raises:
@@ -51,7 +49,7 @@ def make_plan(
     dropped = _dropped(base, change)
     stays = [ref for ref in base.segments if ref.domain not in dropped]
     goes = [ref for ref in base.segments if ref.domain in dropped]
-    added = [_reference(reader, addition, nonce) for addition in change.add]
+    added = [_reference(reader, addition) for addition in change.add]
     paths = [Path(addition.path) for addition in change.add]
     plugged = [
         ref
@@ -60,7 +58,7 @@ def make_plan(
         if ref.domain == plug.domain
     ]
     removal = _Removal(reader, change, added, paths)
-    kept = [removal.without(ref, nonce) for ref in stays]
+    kept = [removal.without(ref) for ref in stays]
     removal.refuse_unknown(base, goes)
     _refuse_known_ids(reader, kept, removal.deletions, added, paths)
     _refuse_plugged_ids(
@@ -118,7 +116,7 @@ class _Removal:
         self.deletions: dict[str, Int64Array] = {}
         self.per_domain: Counter[str] = Counter()
 
-    def without(self, ref: SegmentRef, nonce: str) -> SegmentRef:
+    def without(self, ref: SegmentRef) -> SegmentRef:
         """The segment as the new version plugs it."""
         rows = self._rows(ref)
         if not len(rows):
@@ -126,7 +124,7 @@ class _Removal:
         gone = np.union1d(self._reader.deleted_rows(ref), rows).astype(np.int64)
         self.found.append(self._reader.segment(ref).ids[rows])
         self.per_domain[ref.domain] += len(rows)
-        name = own_file_name(sha256(npy_bytes(gone)).hexdigest(), nonce, "npy")
+        name = planned_name(sha256(npy_bytes(gone)).hexdigest(), "npy")
         self.deletions[name] = gone
         return replace(ref, deletions=name, deleted=len(gone))
 
@@ -197,7 +195,7 @@ def _dropped(base: Manifest, change: Change) -> set[str]:
     return dropped
 
 
-def _reference(reader: StoreReader, addition: Addition, nonce: str) -> SegmentRef:
+def _reference(reader: StoreReader, addition: Addition) -> SegmentRef:
     """A segment file as this store's, after every check that one file needs."""
     path, where = addition.path, reader.storage.location
     segment = Segment(path)
@@ -223,7 +221,7 @@ def _reference(reader: StoreReader, addition: Addition, nonce: str) -> SegmentRe
     if info.min_id < 0 and info.rows:
         raise ValueError(f"segment {path} has ids below 0, such as {info.min_id}; write it again")
     return SegmentRef(
-        file=own_file_name(info.sha256, nonce, "arrow"),
+        file=planned_name(info.sha256, "arrow"),
         domain=addition.domain,
         min_doc_id=int(segment.doc_ids.min()) if segment.rows else -1,
         max_doc_id=int(segment.doc_ids.max()) if segment.rows else -1,

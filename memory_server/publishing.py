@@ -7,13 +7,14 @@ process that dies may leave files that no version names, for `gc` to sweep.
 import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from memory_server.changes import Plan
 from memory_server.errors import StoreConflict, StoreError
 from memory_server.manifest import Manifest, dump_manifest, new_manifest
-from memory_server.names import new_nonce
+from memory_server.names import new_nonce, own_name
 from memory_server.planning import npy_bytes
 from memory_server.reader import StoreReader
 
@@ -42,15 +43,18 @@ def publish_plan(
     if not message or not message.strip():
         raise ValueError("a commit needs a message that is not empty")
     storage = reader.storage
+    reader.line.refuse_conflict(plan.parent)
     storage.check_writable()
     storage.prepare(DIRECTORIES)
+    nonce = new_nonce()
+    plan = _owned(plan, nonce)
     manifest = new_manifest(
         parent=plan.parent,
         time=now(),
         message=message,
         segments=plan.segments,
         next_id=plan.next_id,
-        nonce=new_nonce(),
+        nonce=nonce,
     )
     written: list[str] = []
     try:
@@ -86,6 +90,27 @@ def manifest_name(version: str) -> str:
 def now() -> str:
     """The time as manifests give it: ISO 8601, UTC, microseconds."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _owned(plan: Plan, nonce: str) -> Plan:
+    """The plan with names of this publication alone: were it published twice at once, the one that
+    loses must not sweep the winner's files."""
+    names = {name: own_name(name, nonce) for name in plan.deletions}
+    names |= {name: own_name(name, nonce) for _, name in plan.additions}
+    segments = tuple(
+        replace(
+            ref,
+            file=names.get(ref.file, ref.file),
+            deletions=ref.deletions and names.get(ref.deletions, ref.deletions),
+        )
+        for ref in plan.segments
+    )
+    return replace(
+        plan,
+        segments=segments,
+        additions=tuple((path, names[name]) for path, name in plan.additions),
+        deletions={names[name]: rows for name, rows in plan.deletions.items()},
+    )
 
 
 def _is_ours(reader: StoreReader, source: Path) -> bool:

@@ -42,7 +42,7 @@ from memory_server.history import (
     write_tag,
 )
 from memory_server.manifest import Manifest, SegmentRef
-from memory_server.names import is_version, new_nonce
+from memory_server.names import is_version
 from memory_server.planning import make_plan
 from memory_server.publishing import publish_plan
 from memory_server.reader import StoreReader
@@ -230,7 +230,6 @@ class Store:
             base,
             change,
             sources=sources,
-            nonce=new_nonce(),
             next_id=next_id(self._reader, base),
         )
 

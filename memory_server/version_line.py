@@ -61,11 +61,7 @@ class VersionLine:
             # A client that repeats a request of its own may meet its own file.
             rival = self.child(parent)
             if rival != version:
-                raise StoreConflict(
-                    f"another writer moved {self._storage.location} from version {parent} to "
-                    f"{rival}; nothing of this commit is visible: look at the new version and "
-                    "commit again"
-                ) from error
+                raise self._conflict(parent, rival) from error
         except OSError:
             # Whether it happened is not known before it is looked at.
             if self.child(parent) != version:
@@ -73,12 +69,24 @@ class VersionLine:
             self._confirm(name, version)
         self.note_head(version)
 
+    def refuse_conflict(self, parent: str) -> None:
+        """Raise StoreConflict when `parent` has a child already, before anything is written."""
+        rival = self.child(parent)
+        if rival is not None:
+            raise self._conflict(parent, rival)
+
     def note_head(self, version: str) -> None:
         """Write the shortcut. Failing changes nothing but the time that the next look takes."""
         try:
             self._storage.write(HEAD, _text(version))
         except (OSError, StoreError) as error:
             log.warning("%s/%s could not be renewed: %s", self._storage.location, HEAD, error)
+
+    def _conflict(self, parent: str | None, rival: str | None) -> StoreConflict:
+        return StoreConflict(
+            f"another writer moved {self._storage.location} from version {parent} to {rival}; "
+            "nothing of this commit is visible: look at the new version and commit again"
+        )
 
     def _confirm(self, name: str, version: str) -> None:
         try:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from memory_server.api import KeyEncoder
+from memory_server.files import Files
 from memory_server.segments import write_segment
 from memory_server.store import Store
 
@@ -68,7 +69,9 @@ def empty_store(path: Path, **options: object) -> Store:
     )
 
 
-def write_toy_segment(store: Store, name: str, entries: Sequence[ToyEntry]) -> Path:
+def write_toy_segment(
+    store: Store, name: str, entries: Sequence[ToyEntry], *, files: Files | None = None
+) -> Path:
     path = store.incoming / f"{name}.arrow"
     write_segment(
         path,
@@ -79,6 +82,7 @@ def write_toy_segment(store: Store, name: str, entries: Sequence[ToyEntry]) -> P
         titles=[f"title {e.id}" for e in entries],
         sources=["toy" for _ in entries],
         meta=store.meta,
+        files=files,
     )
     return path
 
