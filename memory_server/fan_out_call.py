@@ -170,6 +170,8 @@ class Call:
                 next_at = min(next_at, due)
         if any(attempt.future is not None for attempt in self._attempts.values()):
             next_at = min(next_at, now + LOOK_AGAIN_S)
+        if not any(task.open for task in self._tasks):
+            return 0.0
         return max(0.0, next_at - time.monotonic())
 
     def _start(self, task: Task, now: float) -> None:

@@ -78,6 +78,7 @@ class Connection:
 
     def close(self) -> None:
         self.socket.disable_monitor()
+        self.monitor.close()  # otherwise whenever it is collected, and the context waits for that
         self.socket.close()
 
 
@@ -196,4 +197,4 @@ class Lanes:
     def _end(self) -> None:
         for lane in self._idle:
             lane.close()
-        self._context.term()
+        self._context.destroy(linger=0)

@@ -22,9 +22,7 @@ from memory_server.wire_messages import (
 )
 from tests.memory_server.support_search import OTHER_SECRET, SECRET, EchoShard, numbered
 
-ASK = Preamble(
-    kind=Kind.SEARCH, shard=0, number=5, timeout_s=20.0, proof=proof_of_request(SECRET)
-)
+ASK = Preamble(kind=Kind.SEARCH, shard=0, number=5, timeout_s=20.0, proof=proof_of_request(SECRET))
 
 
 class Asker:
@@ -214,8 +212,9 @@ def test_a_server_listens_on_its_host_alone_and_frees_the_port(shard: EchoShard)
     server = SearchServer(shard, secret=SECRET)
     host, port = server.endpoint.removeprefix("tcp://").split(":")
     assert host == "127.0.0.1"
-    with pytest.raises(OSError, match="refused"), socket.create_connection(
-        ("127.0.0.2", int(port)), timeout=5
+    with (
+        pytest.raises(OSError, match="refused"),
+        socket.create_connection(("127.0.0.2", int(port)), timeout=5),
     ):
         pass
     before = threading.active_count()
