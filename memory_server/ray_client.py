@@ -22,11 +22,11 @@ from memory_server.api import (
     Retrieved,
     StageStatus,
 )
-from memory_server.errors import MemoryClosed, UnknownEpoch
+from memory_server.errors import MemoryClosed
 from memory_server.fan_out import SearchFanout
 from memory_server.index import IndexSettings
 from memory_server.ray_launch import ServerSettings, StartedActors, start_actors
-from memory_server.ray_leader import Leader
+from memory_server.ray_leader import Leader, RayPin
 from memory_server.ray_names import Layout, pack_weights
 from memory_server.ray_places import Placement
 from memory_server.ray_reach import fanout_to
@@ -39,34 +39,6 @@ from memory_server.waiting import wait_until_sealed
 # giving up on a search costs one answer, giving up on a switch ends a training.
 CONTROL_AT_LEAST_S = 60.0
 REBASE_TIMEOUT_S = 24 * 3600.0
-
-
-class RayPin:
-    """A hold on an epoch of a `RayMemory`; see `api.EpochPin`."""
-
-    def __init__(self, leader: Leader, pin: int, epoch: int) -> None:
-        self._leader, self._pin, self._epoch = leader, pin, epoch
-        self._closed = False
-
-    @property
-    def epoch(self) -> int:
-        return self._epoch
-
-    def renew(self) -> None:
-        if self._closed:
-            raise UnknownEpoch(f"this pin on epoch {self._epoch} was closed; pin again")
-        self._leader.call("renew", self._pin)
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._leader.call("unpin", self._pin)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 class RayMemory:
@@ -153,8 +125,8 @@ class RayMemory:
             queries: how they travel; halves are enough to find, the shard scores with what it gets.
             state_dir: where the epochs' book and the weights are kept, on a filesystem that the
                 coordinator's node sees; by default STORE/servers/NAME.
-            memory_limit_bytes: keys of all held epochs of one actor take no more; by default what
-                is free on its node, or its GPU.
+            memory_limit_bytes: all held epochs of this memory take no more on one node, shared out
+                evenly over its actors there; by default what is free on the node, or the GPU.
             detached: the actors outlive this driver, and `close` only lets go; see `serve`.
             start_timeout_s: how long the actors may take to come up.
             server: instead of the arguments that it holds, for tests of failures.

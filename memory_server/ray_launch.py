@@ -216,14 +216,16 @@ def _start_host(
         "refresh": REFRESH_THREADS,
     }
     node = places[address]
+    on_node = sum(place == node for place in places.values())
+    limit = settings.memory_limit_bytes
     host: Any = ray.remote(concurrency_groups=groups)(ShardHost)  # type: ignore[call-overload]
     host_settings = HostSettings(
         encoder=encoder,
         secret=secret,
         device="cuda" if settings.gpus_per_shard > 0 else "cpu",
         threads=settings.threads_per_shard,
-        shards_on_node=sum(place == node for place in places.values()),
-        memory_limit_bytes=settings.memory_limit_bytes,
+        shards_on_node=on_node,
+        memory_limit_bytes=None if limit is None else max(1, limit // on_node),
         queue_limit=settings.queue_limit,
         scratch=str(_scratch(layout)),
     )

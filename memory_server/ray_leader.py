@@ -41,6 +41,34 @@ class Leader:
         return _call(self.name, method, arguments, timeout_s + MARGIN_S)
 
 
+class RayPin:
+    """A hold on an epoch of a `RayMemory`; see `api.EpochPin`."""
+
+    def __init__(self, leader: Leader, pin: int, epoch: int) -> None:
+        self._leader, self._pin, self._epoch = leader, pin, epoch
+        self._closed = False
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    def renew(self) -> None:
+        if self._closed:
+            raise UnknownEpoch(f"this pin on epoch {self._epoch} was closed; pin again")
+        self._leader.call("renew", self._pin)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._leader.call("unpin", self._pin)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
 def _call(name: str, method: str, arguments: tuple[Any, ...], timeout_s: float) -> Any:
     deadline = time.monotonic() + timeout_s
     repeated = False

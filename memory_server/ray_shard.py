@@ -20,8 +20,6 @@ from memory_server.api import Entry, KeyEncoderFactory
 from memory_server.epochs import EpochPlan
 from memory_server.errors import (
     MemoryServerError,
-    RefreshFailed,
-    ShardRestoring,
     StateNotFound,
     UnknownEpoch,
 )
@@ -30,6 +28,7 @@ from memory_server.ray_calls import find_actor
 from memory_server.ray_metrics import MetricsPublisher
 from memory_server.ray_names import Layout, unpack_weights
 from memory_server.ray_orders import Need, Orders
+from memory_server.ray_restored import RestoredShard
 from memory_server.ray_state import StateDirectory
 from memory_server.replies import ShardReply
 from memory_server.search_server import SearchServer
@@ -62,62 +61,6 @@ class HostSettings:
     memory_limit_bytes: int | None = None
     queue_limit: int = 256
     scratch: str | None = None
-
-
-class RestoredShard:
-    """A shard that may have restarted: until it holds again what it vouched for, it says so.
-
-    Without it a search would be told that an epoch is unknown, which is not so.
-    """
-
-    def __init__(self, shard: Shard) -> None:
-        self.shard = shard.shard
-        self._inner = shard
-        self._joined = threading.Event()
-        self._vouched: frozenset[int] = frozenset()
-
-    def joined(self, vouched: frozenset[int]) -> None:
-        """The orders were read. `vouched`: epochs that all shards have sealed."""
-        self._vouched = vouched
-        self._joined.set()
-
-    @property
-    def is_joined(self) -> bool:
-        return self._joined.is_set()
-
-    def search(
-        self,
-        queries_BQ: Tensor,
-        k: int,
-        exclude_doc_ids: Tensor | None = None,
-        *,
-        epoch: int | None = None,
-        wait_s: float = 0.0,
-        exact: bool = False,
-    ) -> ShardReply:
-        """See `Shard.search`. Raises ShardRestoring."""
-        with self._restoring(epoch, wait_s):
-            return self._inner.search(
-                queries_BQ, k, exclude_doc_ids, epoch=epoch, wait_s=wait_s, exact=exact
-            )
-
-    def entries(
-        self, ids: Sequence[int], *, epoch: int | None = None, wait_s: float = 0.0
-    ) -> list[Entry]:
-        """See `Shard.entries`. Raises ShardRestoring."""
-        with self._restoring(epoch, wait_s):
-            return self._inner.entries(ids, epoch=epoch, wait_s=wait_s)
-
-    @contextlib.contextmanager
-    def _restoring(self, epoch: int | None, wait_s: float) -> Any:
-        if not self._joined.is_set() and not self._joined.wait(wait_s):
-            raise ShardRestoring(f"shard {self.shard} starts and has not read its orders yet")
-        try:
-            yield
-        except RefreshFailed as error:
-            if epoch is None or epoch in self._vouched:
-                raise ShardRestoring(f"shard {self.shard} cannot restore: {error}") from error
-            raise
 
 
 class ShardHost:

@@ -55,6 +55,14 @@ class ServerBook:
         for old in list(self.requests)[:-REQUESTS_KEPT]:
             del self.requests[old]
 
+    def tidy(self) -> None:
+        """Drop what belongs to pins and epochs that are gone."""
+        plans = self.epochs.plans
+        self.leases = {pin: s for pin, s in self.leases.items() if pin in self.epochs.pins}
+        self.successors = {
+            old: new for old, new in self.successors.items() if old in plans and new in plans
+        }
+
     def weights_needed(self) -> set[int]:
         """Ids of the weights that some epoch may still be encoded with."""
         plans = self.epochs.plans.items()
