@@ -211,11 +211,13 @@ def tables_pay_from(config: PlugLMConfig, entry_tokens: int | None = None) -> in
     """
     hidden, width = config.hidden_size, config.key_size
     length = config.max_position_embeddings if entry_tokens is None else entry_tokens
-    # Nanoseconds on one thread, fitted to measurements at H=256 and H=768. On a GPU both are some
-    # hundred times less, so their ratio serves there, too.
-    direct = length * (14.0 * hidden + 0.02 * hidden**2)
-    read = length * (2.0 + 0.03 * width)
-    build = config.vocab_size * (length * 0.4 * hidden + 0.02 * hidden * (hidden + width))
+    # Nanoseconds on one thread of a 2024 server CPU, fitted to benchmarks/refresh_speed.py at H=256
+    # and H=768: matrix products take 0.02 (0.01 in larger blocks) per multiplication, what is done
+    # to each component 2.5 in the module and 0.6 in the tables. Only their ratios matter, so that
+    # other devices are judged well enough.
+    direct = length * (2.5 * hidden + 0.021 * hidden**2)
+    read = length * (5.0 + 0.11 * width)
+    build = config.vocab_size * (length * 0.6 * hidden + 0.01 * hidden * (hidden + width))
     return math.ceil(build / max(direct - read, 1.0))
 
 
