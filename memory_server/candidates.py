@@ -79,14 +79,16 @@ def by_codes(
     excluded_B: Tensor | None,
     bound_B: Tensor,
     exact_scores: ExactScores,
+    *,
+    room: int = 1,
 ) -> Candidates:
     """Candidates of codes, in two rounds, because an exact key is dear.
 
     The best rows of the best groups, scored exactly, tell what the k-th best score is at least.
     Then only the groups, and of them the rows, that can reach it by what their codes may be wrong
-    are looked at.
+    are looked at: `room` times as many as are enough for almost every query.
     """
-    wanted = k + CODED_GROUPS
+    wanted = k + room * CODED_GROUPS
     groups_BW, best_BW, rest_B = groups.best(queries, wanted, barred.cells(excluded_B))
     first_BW = best_BW[:, : k + FIRST_EXTRA] != NEGATIVE_INFINITY
     first_groups_BW = groups_BW[:, : first_BW.shape[1]]
@@ -106,7 +108,7 @@ def by_codes(
     )
     scores_BM = torch.cat([scores_BM, more_scores_BM], dim=1)
     rows_BM = torch.cat([rows_BM, more_rows_BM], dim=1)
-    scores_BM, rows_BM, dropped_B = _best_first(scores_BM, rows_BM, k + CODED_ROWS)
+    scores_BM, rows_BM, dropped_B = _best_first(scores_BM, rows_BM, k + room * CODED_ROWS)
     reach_BM = scores_BM + queries.norms.unsqueeze(1) * row_errors(keys, rows_BM)
     hopeful_BM = (rows_BM >= 0) & ~(reach_BM + 2 * bound_B.unsqueeze(1) < least_B.unsqueeze(1))
     hopeful_BM &= ~(rows_BM.unsqueeze(2) == tried_BM.unsqueeze(1)).any(dim=2)

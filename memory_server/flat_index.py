@@ -22,6 +22,7 @@ from memory_server.search_queries import SearchQueries
 QUERY_BLOCK = 512
 CANDIDATE_SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}
 FLOAT64_ROWS = 4096
+FEW, SECOND_ROOM = 16, 8  # if 1 in so many queries is doubtful, it has so much more room
 EXACT_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
 
 
@@ -63,8 +64,8 @@ class FlatIndex:
         `exact` asked for, a query that was not is searched by the exact keys of all rows, which
         are made anew for it.
         """
-        at_once = max(1, CANDIDATE_SCORES[self._device.type] // ((k + EXTRA_ROWS) * GROUP_ROWS))
-        at_once = min(QUERY_BLOCK, at_once)
+        each = (k + EXTRA_ROWS) * max(GROUP_ROWS, k)
+        at_once = min(QUERY_BLOCK, max(1, CANDIDATE_SCORES[self._device.type] // each))
         found = min(k, self._rows)
         rows_Bk = torch.full((len(queries_BQ), k), -1, dtype=torch.int64, device=self._device)
         scores_Bk = torch.full((len(queries_BQ), k), NEGATIVE_INFINITY, device=self._device)
@@ -82,14 +83,13 @@ class FlatIndex:
         self, queries: SearchQueries, k: int, excluded_B: Tensor | None, *, exact: bool
     ) -> tuple[Tensor, Tensor, bool]:
         """(rows int64 [B, k], scores float32 [B, k], whether nothing can have been missed)."""
-        candidates = self._candidates(queries, k, excluded_B)
-        rows_BM, scores_BM = candidates.rows_BM, candidates.scores_BM
-        if scores_BM is None:
-            scores_BM = self._exact_scores(queries.exact_BQ, rows_BM)
-        rows_BK, scores_BK = self._best(rows_BM, scores_BM, k)
-        rest_B = candidates.rest_B
-        certain_B = (rest_B == NEGATIVE_INFINITY) | (rest_B < scores_BK[:, -1])
-        doubtful = (~certain_B).nonzero().squeeze(1)
+        rows_BK, scores_BK, doubtful = self._certify(queries, k, excluded_B)
+        if not self._keys.exact and 0 < len(doubtful) <= max(1, queries.batch // FEW):
+            excluded = None if excluded_B is None else excluded_B[doubtful]
+            rows_BK[doubtful], scores_BK[doubtful], still = self._certify(
+                SearchQueries(queries.exact_BQ[doubtful]), k, excluded, room=SECOND_ROOM
+            )
+            doubtful = doubtful[still]
         if not len(doubtful):
             return rows_BK, scores_BK, True
         if not (self._keys.exact or exact):
@@ -101,7 +101,22 @@ class FlatIndex:
         rows_BK[doubtful], scores_BK[doubtful] = self._best(rows_DM, scores_DM, k)
         return rows_BK, scores_BK, True
 
-    def _candidates(self, queries: SearchQueries, k: int, excluded_B: Tensor | None) -> Candidates:
+    def _certify(
+        self, queries: SearchQueries, k: int, excluded_B: Tensor | None, *, room: int = 1
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows [B, k], scores [B, k], which queries may have a better row, int64)."""
+        candidates = self._candidates(queries, k, excluded_B, room)
+        rows_BM, scores_BM = candidates.rows_BM, candidates.scores_BM
+        if scores_BM is None:
+            scores_BM = self._exact_scores(queries.exact_BQ, rows_BM)
+        rows_BK, scores_BK = self._best(rows_BM, scores_BM, k)
+        rest_B = candidates.rest_B
+        certain_B = (rest_B == NEGATIVE_INFINITY) | (rest_B < scores_BK[:, -1])
+        return rows_BK, scores_BK, (~certain_B).nonzero().squeeze(1)
+
+    def _candidates(
+        self, queries: SearchQueries, k: int, excluded_B: Tensor | None, room: int
+    ) -> Candidates:
         bound_B = rounding_bound(queries, self._keys)
         if self._keys.exact:
             return by_keys(queries, self._groups, k, self._barred, excluded_B, bound_B)
@@ -114,6 +129,7 @@ class FlatIndex:
             excluded_B,
             bound_B,
             lambda rows_BM: self._exact_scores(queries.exact_BQ, rows_BM),
+            room=room,
         )
 
     def _best(self, rows_BM: Tensor, scores_BM: Tensor, k: int) -> tuple[Tensor, Tensor]:
