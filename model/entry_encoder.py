@@ -18,7 +18,7 @@ from model.layers import PlainLayer
 from model.pooling import make_pooler
 from model.rows import Rows
 
-# Small blocks stay in a CPU's cache: 48 rows measured best at H=256 and at H=768.
+# Small blocks stay in a CPU's cache: 32 and 48 rows measured best at H=256 and at H=768.
 DIRECT_ROWS = 48
 _KEY_PATH = ("embeddings.", "entry_encoder.pooler.", "entry_encoder.key_proj.")
 
@@ -95,6 +95,9 @@ def embed_entries(
 
 class _KeyModel(nn.Module):
     """The parts of a PlugLM that make keys, under the names that they have in the whole model."""
+
+    # Entries per call that take well under a second and lose nothing by the call.
+    best_rows = 8 * DIRECT_ROWS
 
     def __init__(self, config: PlugLMConfig) -> None:
         super().__init__()
