@@ -4,7 +4,7 @@ What it finds are candidates; who asks scores them by their exact keys.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from memory_server.block_keys import BlockKeys
 from memory_server.faiss_kinds import (
     copy_of,
     empty_index,
@@ -29,11 +30,11 @@ from memory_server.key_blocks import KeyBlock
 Check = Callable[[], None]
 """Called now and then by long work; raises to give it up."""
 
-CHUNK_ROWS = 1 << 16
 ASSIGN_SCORES = 1 << 22
 POINTS_PER_LIST = 48  # FAISS warns below 39
 TRAIN_ROWS = 1 << 16  # where there are no lists
 SAMPLE_ROWS = 4096
+COARSE_QUERIES = 4  # of one search, from which on torch finds their lists
 GPU_CANDIDATES = 2048  # FAISS selects no more on a GPU
 ERROR_FLOOR = 0.01  # of the keys' variance: what is below does no harm, however it grows
 RETRAIN_AT = 1.25
@@ -73,31 +74,6 @@ class Filled:
     errors: dict[str, float]
 
 
-class BlockKeys:
-    """The keys of a block as FAISS takes them: a chunk at a time, or a sample."""
-
-    def __init__(self, block: KeyBlock, device: torch.device) -> None:
-        self._codes = block.codes
-        self.rows = block.rows
-        self.width = block.codes.width
-        self.device = device
-
-    def at(self, rows: slice) -> Tensor:
-        """float32 [n, Q], on the block's device."""
-        return self._codes.gather(torch.arange(rows.start, rows.stop, device=self.device))
-
-    def chunks(self) -> Iterator[slice]:
-        for start in range(0, self.rows, CHUNK_ROWS):
-            yield slice(start, min(start + CHUNK_ROWS, self.rows))
-
-    def sample(self, count: int) -> npt.NDArray[np.float32]:
-        """Keys of at most `count` rows, the same rows every time."""
-        rows = torch.randperm(self.rows, generator=torch.Generator().manual_seed(0))[:count]
-        keys = self._codes.gather(rows.sort().values.to(self.device))
-        sampled: npt.NDArray[np.float32] = keys.cpu().numpy()
-        return sampled
-
-
 class FaissBlock:
     """FAISS over exactly the rows of one block. Immutable; searches may run side by side."""
 
@@ -123,6 +99,13 @@ class FaissBlock:
         if self._turn is not None:
             self._resources = faiss.StandardGpuResources()
             self._index = faiss.index_cpu_to_gpu(self._resources, device.index or 0, filled.index)
+        self._centroids_LQ: Tensor | None = None
+        if self._turn is None and _has_plain_lists(self._index):
+            # A view of FAISS's own: its small products are slower than torch's.
+            quantizer, lists = faiss.downcast_index(self._index.quantizer), self._index.nlist
+            held = faiss.rev_swig_ptr(quantizer.get_xb(), lists * self._index.d)
+            self._centroids_LQ = torch.from_numpy(held).view(lists, self._index.d)
+            self._index.nprobe = min(self._index.nprobe, lists)
         self.most_candidates = self.rows if self._turn is None else min(self.rows, GPU_CANDIDATES)
         self.takes_selection = self._turn is None and self._try_selection()
 
@@ -134,13 +117,17 @@ class FaissBlock:
     def search(self, queries_BQ: Tensor, count: int, selection: Any = None) -> Tensor:
         """Rows of the block that may be among the best, best first; int64 [B, count], -1 pads."""
         count = min(count, self.rows)
-        parameters = None if selection is None else search_parameters(self._index, selection)
         queries = np.ascontiguousarray(queries_BQ.cpu().numpy(), dtype=np.float32)
-        if self._turn is None:
-            with torch_threads():
+        with self._turn or torch_threads():  # FAISS's GPU resources serve one at a time
+            if selection is not None:
+                parameters = search_parameters(self._index, selection)
                 _, rows = self._index.search(queries, count, params=parameters)
-        else:
-            with self._turn:  # FAISS's GPU resources serve one at a time
+            elif self._centroids_LQ is not None and len(queries) >= COARSE_QUERIES:
+                near_Bp = torch.topk(queries_BQ @ self._centroids_LQ.T, self._index.nprobe, dim=1)
+                _, rows = self._index.search_preassigned(
+                    queries, count, near_Bp.indices.numpy(), near_Bp.values.numpy()
+                )
+            else:
                 _, rows = self._index.search(queries, count)
         return torch.from_numpy(rows).to(queries_BQ.device)
 
