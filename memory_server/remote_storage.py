@@ -88,6 +88,7 @@ class RemoteStorage:
         if self._is_checked:
             return
         probe = self._path(f"next/.probe-{secrets.token_hex(6)}")
+        self.filesystem.makedirs(self._path("next"), exist_ok=True)
         try:
             create(self.filesystem, probe, b"1")
             try:
@@ -180,7 +181,8 @@ class RemoteStorage:
         path, size = self._path(name), self.size(name)
         for start in range(0, size, FETCH_BYTES):
             stop = min(size, start + FETCH_BYTES)
-            yield self.filesystem.cat_file(path, start=start, end=stop)
+            # None for 0: fsspec's wrapper of pyarrow opens what begins at 0 without a way to seek.
+            yield self.filesystem.cat_file(path, start=start or None, end=stop)
 
 
 def _known_create(filesystem: Any) -> ExclusiveCreate | None:

@@ -18,7 +18,6 @@ from tests.memory_server.store_faults import (
 )
 from tests.toy_memory import empty_store
 
-
 FIRST_VERSIONS = 6
 
 
@@ -28,7 +27,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _state(store: Store) -> tuple[Content, dict[str, str], int, list[bool]]:
-    """What operations change: entries, tags, removed rows, and which first versions are given up."""
+    """What operations change: entries, tags, removed rows, which first versions are given up."""
     removed = sum(ref.deleted for ref in store.manifest().segments)
     collected = [entry.collected for entry in store.log()][::-1]
     return content(store), store.tags(), removed, collected[:FIRST_VERSIONS]
@@ -124,4 +123,4 @@ def test_what_crashes_leave_is_swept(tmp_path: Path, prepared: Path) -> None:
     assert {file.name for file in (path / "segments").iterdir()} == named
     assert list((path / "incoming").iterdir()) == []
     assert len(list((path / "manifests").iterdir())) == 3
-    assert not [file for file in path.rglob(".tmp-*")]
+    assert not list(path.rglob(".tmp-*"))
