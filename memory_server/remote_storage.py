@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from memory_server.errors import StoreReadOnly
@@ -179,10 +180,11 @@ class RemoteStorage:
     def _chunks(self, name: str) -> Iterator[bytes]:
         """The file in pieces, without a handle that threads would share."""
         path, size = self._path(name), self.size(name)
+        # Left to itself, fsspec's wrapper of pyarrow seeks in a stream that cannot.
+        options = {"seekable": True} if isinstance(self.filesystem, ArrowFSWrapper) else {}
         for start in range(0, size, FETCH_BYTES):
             stop = min(size, start + FETCH_BYTES)
-            # None for 0: fsspec's wrapper of pyarrow opens what begins at 0 without a way to seek.
-            yield self.filesystem.cat_file(path, start=start or None, end=stop)
+            yield self.filesystem.cat_file(path, start=start, end=stop, **options)
 
 
 def _known_create(filesystem: Any) -> ExclusiveCreate | None:
