@@ -30,6 +30,7 @@ from model.pooling import POOL_EPS
 
 # Tokens that an encoder reads at once: their indices and weights stay in a CPU's cache.
 _BLOCK_TOKENS = {"cpu": 1 << 16, "cuda": 1 << 22}
+_FEWEST_ROWS = 8
 _NARROW = (torch.uint8, torch.int16, torch.uint16, torch.int32)
 # To be raised when other code makes other tables of the same weights.
 _FORMAT = 1
@@ -162,7 +163,10 @@ class KeyTables:
         rows = max(1, _BLOCK_TOKENS[device.type] // max(1, length))
         for start in range(0, entries, rows):
             block_nS = tokens_NS[start : start + rows].to(device)
-            keys_NQ[start : start + rows] = self._block(block_nS)
+            # Products of few rows are summed in another order: a key would depend on its company.
+            filling = block_nS[:1].expand(max(0, _FEWEST_ROWS - len(block_nS)), -1)
+            keys_nQ = self._block(torch.cat((block_nS, filling)) if len(filling) else block_nS)
+            keys_NQ[start : start + rows] = keys_nQ[: len(block_nS)]
         return keys_NQ
 
     def _block(self, tokens_nS: Tensor) -> Tensor:

@@ -134,6 +134,16 @@ def test_blocks_do_not_change_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
 
 
+def test_a_key_does_not_depend_on_how_many_are_made_with_it() -> None:
+    config = PlugLMConfig(vocab_size=500, num_hidden_layers=1, key_size=128)
+    weights = PlugLMForMaskedLM(config).key_weights()
+    tokens = torch.randint(0, 500, (3000, 64))
+    encoder = KeyTables.of_weights(weights, config, entry_tokens=64)
+    together = encoder(tokens)
+    for count in (1, 2, 3, 5, 17, 1000, 1025):
+        assert torch.equal(encoder(tokens[:count]), together[:count])
+
+
 def test_a_word_that_undoes_a_position_keeps_its_digits() -> None:
     config = config_of(layer_norm_eps=1e-12)
     weights = make_weights(config)
