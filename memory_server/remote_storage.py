@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fsspec.implementations.arrow import ArrowFSWrapper
-from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+from fsspec.implementations.memory import MemoryFile
 
 from memory_server.errors import StoreReadOnly
 from memory_server.files import Files
@@ -57,7 +57,7 @@ class RemoteStorage:
         self._cache = cache
         self._files = files
         self._exclusive_create = exclusive_create or _known_create(filesystem)
-        self._is_checked = isinstance(filesystem, MemoryFileSystem)
+        self._is_checked = self._exclusive_create is _create_in_memory
 
     @property
     def location(self) -> str:
@@ -188,10 +188,10 @@ class RemoteStorage:
 
 
 def _known_create(filesystem: Any) -> ExclusiveCreate | None:
-    if isinstance(filesystem, MemoryFileSystem):
-        return _create_in_memory
     protocol = filesystem.protocol
     names = {protocol} if isinstance(protocol, str) else set(protocol)
+    if "memory" in names:
+        return _create_in_memory
     return _create_by_condition if names & CONDITIONAL_PUTS else None
 
 
