@@ -58,8 +58,24 @@ class SearchQueue:
     for, so that searches of other epochs pass it.
     """
 
-    def __init__(self, shard: Searchable, *, limit: int, max_rows: int, answer: Answer) -> None:
-        """Start the thread. `answer` is called from it, once per request."""
+    def __init__(
+        self,
+        shard: Searchable,
+        *,
+        limit: int,
+        max_rows: int,
+        answer: Answer,
+        idle: Callable[[float | None], None] | None = None,
+        wake: Callable[[], None] | None = None,
+    ) -> None:
+        """Answer nothing before `start`.
+
+        Args:
+            limit: searches that may wait. max_rows: queries of several that are joined.
+            answer: called from the queue's thread, once per request.
+            idle: what that thread does for so many seconds (None: for ever) while nothing waits; it
+                may `put`. By default it sleeps. wake: ends `idle`.
+        """
         self._shard = shard
         self._limit = limit
         self._max_rows = max_rows
@@ -73,6 +89,12 @@ class SearchQueue:
         self._thread = threading.Thread(
             target=self._run, name=f"search-shard-{shard.shard}", daemon=True
         )
+        self._idle = self._sleep if idle is None else idle
+        self._wake = wake
+        self.busy_since: float | None = None
+
+    def start(self) -> None:
+        """Begin to answer."""
         self._thread.start()
 
     def put(self, waiting: Waiting) -> None:
@@ -87,6 +109,7 @@ class SearchQueue:
             self._queue.append(waiting)
             self._peak = max(self._peak, length + 1)
             self._changed.notify()
+        self._end_idling()
 
     def counts(self) -> QueueCounts:
         with self._changed:
@@ -102,7 +125,17 @@ class SearchQueue:
         with self._changed:
             self._closed = True
             self._changed.notify()
+        self._end_idling()
         self._thread.join()
+
+    def _sleep(self, timeout_s: float | None) -> None:
+        with self._changed:
+            if not self._queue and not self._closed:
+                self._changed.wait(timeout_s)
+
+    def _end_idling(self) -> None:
+        if self._wake is not None and threading.current_thread() is not self._thread:
+            self._wake()
 
     def _run(self) -> None:
         while (batch := self._next()) is not None:
@@ -114,20 +147,24 @@ class SearchQueue:
                 else:
                     self._answer(waiting, _too_late(waiting, now))
             if alive:
+                self.busy_since = now
                 self._search(alive)
+                self.busy_since = None
 
     def _next(self) -> list[Waiting] | None:
         """Wait for work. None: closed."""
-        with self._changed:
-            while not self._closed:
+        while True:
+            with self._changed:
+                if self._closed:
+                    return None
                 now = time.monotonic()
                 if self._aside and now >= self._try_again_at:
                     self._queue.extend(self._aside)
                     self._aside.clear()
                 if self._queue:
                     return take_joinable(self._queue, self._max_rows)
-                self._changed.wait(self._try_again_at - now if self._aside else None)
-            return None
+                timeout_s = self._try_again_at - now if self._aside else None
+            self._idle(timeout_s)
 
     def _search(self, batch: Sequence[Waiting]) -> None:
         try:

@@ -1,22 +1,17 @@
 """A shard's own socket: searches arrive beside Ray, wait in a bounded queue, and are joined.
 
 Ray starts, places and restarts the actor in which this runs; it is too slow to carry every search.
-One thread owns the socket, one searches. Entries and relayed searches have threads of their own,
-so that neither delays a search. See `wire.py` for what travels.
+One thread receives, searches and replies; another receives in its place while a search takes long.
+Entries and relayed searches have threads of their own, so that neither delays a search. See
+`wire.py` for what travels, and `shared_socket.py` for how threads share the socket.
 """
 
-import contextlib
 import hmac
-import logging
-import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
-
-import zmq
 
 from memory_server.api import Entry
 from memory_server.errors import BadMessage, MemoryServerError, Overloaded, ShardRestoring
@@ -25,6 +20,7 @@ from memory_server.replies import ShardReply
 from memory_server.search_queue import RESTORING_PAUSE_S, Searchable, SearchQueue
 from memory_server.search_relay import Relay
 from memory_server.search_stats import Counters, Latencies, ServerStats
+from memory_server.shared_socket import SharedSocket
 from memory_server.wire import MAX_FRAMES, Kind, Preamble, proof_of_reply, proof_of_request
 from memory_server.wire_messages import (
     pack_entries,
@@ -35,14 +31,10 @@ from memory_server.wire_messages import (
     unpack_search,
 )
 
-log = logging.getLogger(__name__)
-
 MAX_REQUEST_BYTES = 64 << 20
 MAX_REPLY_BYTES = 1 << 30
 RELAYS_AT_ONCE = 4
-RECEIVE_AT_ONCE = 64  # messages, before replies get their turn
-HEARTBEAT_MS = 2000
-HEARTBEAT_TIMEOUT_MS = 6000
+STAND_IN_AFTER_S = 0.005
 
 
 class ShardLike(Searchable, Protocol):
@@ -96,46 +88,27 @@ class SearchServer:
         self._max_reply_bytes = max_reply_bytes
         self._counters, self._latencies = Counters(), Latencies()
         self._closed = threading.Event()
-        self._outgoing: deque[list[bytes]] = deque()
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_receiver.setblocking(False)
-        self._wake_sender.setblocking(False)
-        self._context = zmq.Context(io_threads=1)
-        try:
-            self._socket = self._bound(host, max_request_bytes)
-        except BaseException:
-            self._wake_receiver.close()
-            self._wake_sender.close()
-            self._context.term()
-            raise
-        self._queue = SearchQueue(
-            shard, limit=queue_limit, max_rows=max_batch_rows, answer=self._answer
-        )
+        self._searching = threading.Event()
+        self._socket = SharedSocket(host, max_message_bytes=max_request_bytes, handle=self._receive)
+        self.endpoint = self._socket.endpoint
         self._readers = ThreadPoolExecutor(1, thread_name_prefix=f"entries-{shard.shard}")
         self._relay = Relay(secret)
         self._relays = ThreadPoolExecutor(RELAYS_AT_ONCE, f"relay-{shard.shard}")
         self._beside_lock = threading.Lock()
         self._beside = {Kind.ENTRIES: 0, Kind.RELAY: 0}
+        self._queue = SearchQueue(
+            shard,
+            limit=queue_limit,
+            max_rows=max_batch_rows,
+            answer=self._answer,
+            idle=self._socket.wait,
+            wake=self._socket.wake,
+        )
         self._thread = threading.Thread(
-            target=self._serve, name=f"socket-shard-{shard.shard}", daemon=True
+            target=self._stand_in, name=f"receive-shard-{shard.shard}", daemon=True
         )
         self._thread.start()
-
-    def _bound(self, host: str, max_request_bytes: int) -> "zmq.Socket[bytes]":
-        router = self._context.socket(zmq.ROUTER)
-        try:
-            router.setsockopt(zmq.LINGER, 0)
-            router.setsockopt(zmq.MAXMSGSIZE, max_request_bytes)
-            router.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-            router.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
-            router.setsockopt(zmq.IPV6, ":" in host)
-            shown = f"[{host}]" if ":" in host else host
-            port = router.bind_to_random_port(f"tcp://{shown}")
-        except zmq.ZMQError as error:
-            router.close()
-            raise OSError(f"cannot serve searches on host {host!r}: {error}") from error
-        self.endpoint = f"tcp://{shown}:{port}"
-        return router
+        self._queue.start()
 
     def stats(self) -> ServerStats:
         """What was counted so far."""
@@ -165,46 +138,26 @@ class SearchServer:
         if self._closed.is_set():
             return
         self._closed.set()
-        self._wake()
-        self._thread.join()
+        self._searching.set()
         self._queue.close()
+        self._thread.join()
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._relays.shutdown(wait=True, cancel_futures=True)
         self._relay.close()
-        self._context.term()
-        self._wake_receiver.close()
-        self._wake_sender.close()
-
-    def _serve(self) -> None:
-        """The socket's thread: nobody else touches the socket."""
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._wake_receiver, zmq.POLLIN)
-        while not self._closed.is_set():
-            ready = dict(poller.poll())
-            if self._wake_receiver.fileno() in ready:
-                self._wake_receiver.recv(4096)
-            self._send_outgoing()
-            if self._socket in ready:
-                self._receive_waiting()
         self._socket.close()
 
-    def _receive_waiting(self) -> None:
-        for _ in range(RECEIVE_AT_ONCE):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+    def _stand_in(self) -> None:
+        """Receive while a search takes long, so that a full queue is told soon."""
+        while not self._closed.is_set():
+            self._searching.wait()
+            self._searching.clear()
+            if self._closed.wait(STAND_IN_AFTER_S):
                 return
-            try:
-                self._receive(frames)
-            except Exception:  # whatever one sender does, the others are served
-                log.exception("shard %d: a message could not be handled", self._shard.shard)
-            self._send_outgoing()
-
-    def _send_outgoing(self) -> None:
-        while self._outgoing:
-            # A reader that is gone or does not read: its reply is dropped, as it would drop it.
-            self._socket.send_multipart(self._outgoing.popleft(), zmq.NOBLOCK)
+            since = self._queue.busy_since
+            if since is not None or self._queue.counts().length:
+                self._searching.set()
+            if since is not None and time.monotonic() - since >= STAND_IN_AFTER_S:
+                self._socket.wait(STAND_IN_AFTER_S)
 
     def _receive(self, frames: list[bytes]) -> None:
         arrived = time.monotonic()
@@ -243,6 +196,7 @@ class SearchServer:
     ) -> None:
         request = unpack_search(body)
         self._counters.add(requests=1, queries=len(request.queries))
+        self._searching.set()
         self._queue.put(
             Waiting(
                 sender=sender,
@@ -340,13 +294,6 @@ class SearchServer:
         self._send(sender, answer, body)
 
     def _send(self, sender: bytes, preamble: Preamble, body: bytes) -> None:
-        """Hand a message to the socket's thread. May be called from any."""
         frames = [sender, preamble.pack(), body]
         self._counters.add(bytes_out=sum(map(len, frames)))
-        self._outgoing.append(frames)
-        if threading.current_thread() is not self._thread:
-            self._wake()
-
-    def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: it is awake already
-            self._wake_sender.send(b"\0")
+        self._socket.send(frames)

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +112,7 @@ def test_joined_searches_are_answered_as_if_alone(
 ) -> None:
     gated, answers = Gated(shard), Answers()
     queue = SearchQueue(gated, limit=100, max_rows=max_rows, answer=answers)
+    queue.start()
     try:
         queue.put(waiting(-1, toy_queries(1)))
         assert gated.entered.wait(20)
@@ -152,6 +152,7 @@ def held_up(
     answers = Answers()
     shard.gate.clear()
     queue = SearchQueue(shard, limit=limit, max_rows=max_rows, answer=answers)
+    queue.start()
     queue.put(waiting(-1, numbered(9)))
     assert shard.asked.acquire(timeout=20)
     return queue, answers
@@ -230,6 +231,7 @@ class Restoring(EchoShard):
 def test_waiting_for_an_epoch_that_is_built_again_holds_nobody_up() -> None:
     shard, answers = Restoring(), Answers()
     queue = SearchQueue(shard, limit=100, max_rows=100, answer=answers)
+    queue.start()
     queue.put(waiting(0, numbered(1), epoch=7, wait_s=20))
     queue.put(waiting(1, numbered(1), epoch=7, wait_s=0))
     queue.put(waiting(2, numbered(1), epoch=8, wait_s=20))
