@@ -88,7 +88,7 @@ class Hits:
     Attributes:
         rows: int64 [B, K] rows of the index; -1 pads.
         scores: float32 [B, K] inner products of the exact keys; -inf pads.
-        exact: whether no better row can have been missed, but for the rounding of the codes.
+        exact: whether it is certain that no better row was missed.
     """
 
     rows: Tensor

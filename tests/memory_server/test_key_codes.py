@@ -33,8 +33,9 @@ class CountingKeys:
 
 def coded(keys, dtype):
     codes = KeyCodes.empty(len(keys), keys.shape[1], dtype, CPU)
-    for start in range(0, len(keys), 700):
-        codes.put(start, keys[start : start + 700])
+    step = max(1, len(keys) // 7)
+    for start in range(0, len(keys), step):
+        codes.put(start, keys[start : start + step])
     return codes
 
 
@@ -121,6 +122,7 @@ def test_nan_and_infinity_are_refused_with_the_row(dtype):
 @pytest.mark.parametrize("dtype", ["float32", *REDUCED])
 @pytest.mark.parametrize("batch", [1, 3, 70])
 def test_products_are_within_what_they_say(dtype, batch):
+    torch.manual_seed(0)
     keys, queries = clustered(9_000, 40, clusters=9), torch.randn(batch, 40)
     queries[0] = 0
     codes, search = coded(keys, dtype), SearchQueries(queries)
@@ -132,8 +134,44 @@ def test_products_are_within_what_they_say(dtype, batch):
     assert bool(((scores - exact).abs() <= allowed).all())
 
 
+def test_what_the_queries_lose_counts_too():
+    """A key without an error of its own, in the direction of what int8 loses of the query."""
+    query = torch.rand(1, 64, generator=torch.Generator().manual_seed(0))
+    query[0, 0] = 1
+    search = SearchQueries(query)
+    whole, units, _ = search.int8
+    lost = query - whole * units
+    keys = (lost / lost.abs().max() * 127).round().repeat(3, 1)
+    codes = coded(keys, "int8")
+    scores, units = codes.products(search, 0, 3)
+    scores = scores if units is None else scores * units
+    wrong = (scores.double() - keys.double() @ query.double().T).abs()
+    norm = float(keys.norm(dim=1).max())
+    told = codes.product_error(search, norm).double()
+    assert bool((wrong <= told + 1e-5 * norm * search.norms).all())
+
+
+@pytest.mark.parametrize(("equal", "certified"), [(100, True), (1_000, False)])
+@pytest.mark.parametrize("dtype", REDUCED)
+def test_a_query_with_many_equal_keys_is_looked_at_again(dtype, equal, certified):
+    torch.manual_seed(0)
+    keys = clustered(6_000, 32, clusters=20)
+    keys[1_500 : 1_500 + equal] = keys[1_500]
+    queries = torch.randn(40, 32)
+    queries[7] = 3 * keys[1_500]
+    expected = best_by_full_sort(keys, queries, 5)
+    index = coded_index(keys, dtype)
+    hits = index.search(queries, 5, None)
+    assert hits.exact == certified
+    for reply in (hits, index.search(queries, 5, None, exact=True)):
+        if reply.exact:
+            assert torch.equal(reply.rows, expected)
+    assert reply.exact
+
+
 @pytest.mark.parametrize("dtype", REDUCED)
 def test_finds_and_scores_what_exact_keys_would(dtype):
+    torch.manual_seed(0)
     keys = clustered(20_000, 64, clusters=40)
     keys[100] = keys[15_000]  # a tie, between two blocks
     for queries in (keys[:80] + 0.2 * torch.randn(80, 64), torch.randn(80, 64)):
