@@ -96,10 +96,9 @@ class Files:
             share: link instead of copying, for a source that nobody will ever write to again.
         """
         if share:
-            with source.open("rb+") as handle:
+            with source.open("rb") as handle:
                 self.sync(handle)
-            with contextlib.suppress(FileExistsError):  # by an earlier try of the same commit
-                self.link(source, target)
+            self.link(source, target)
             self.sync_directory(target.parent)
         else:
             with source.open("rb") as reader:

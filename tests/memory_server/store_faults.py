@@ -24,7 +24,8 @@ class FaultyFiles(Files):
     """Counts every primitive; the one numbered `at` does not go well.
 
     Args:
-        how: "fails" (that step raises OSError, the next ones work), "full" (a write or a new file
+        how: "fails" (that step raises OSError, the next ones work), "unsure" (so it does, but was
+            done), "full" (a write or a new file
             finds no room), "dies" (the process ends before the step, a write half done), "done"
             (it ends just after the step).
     """
@@ -44,7 +45,9 @@ class FaultyFiles(Files):
         self.was_hit = True
         if self.how == "full":
             raise OSError(errno.ENOSPC, "No space left on device")
-        if self.how == "fails":
+        if self.how == "unsure":
+            act()
+        if self.how in ("fails", "unsure"):
             raise OSError(errno.EIO, "Input/output error")
         self.is_gone = True
         if self.how == "done":

@@ -33,7 +33,7 @@ def _state(store: Store) -> tuple[Content, dict[str, str], int, list[bool]]:
     return content(store), store.tags(), removed, collected[:FIRST_VERSIONS]
 
 
-@pytest.mark.parametrize("how", ["fails", "full", "dies", "done"])
+@pytest.mark.parametrize("how", ["fails", "unsure", "full", "dies", "done"])
 @pytest.mark.parametrize("name", list(OPERATIONS))
 def test_a_fault_at_any_step(tmp_path: Path, prepared: Path, name: str, how: str) -> None:
     operation = OPERATIONS[name]
@@ -78,7 +78,7 @@ def test_a_fault_at_any_step(tmp_path: Path, prepared: Path, name: str, how: str
     assert ended_before or name == "gc"
 
 
-@pytest.mark.parametrize("how", ["fails", "full", "dies", "done"])
+@pytest.mark.parametrize("how", ["fails", "unsure", "full", "dies", "done"])
 def test_a_fault_at_any_step_of_the_creation(tmp_path: Path, how: str) -> None:
     at = 0
     while True:

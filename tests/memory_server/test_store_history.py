@@ -227,13 +227,14 @@ def test_old_leftovers_of_writers_go(tmp_path: Path) -> None:
 
 
 class MeetsAWriter(Files):
-    """Lets somebody else do something just before a commit becomes visible."""
+    """Lets somebody else do something just before a commit, or a tag, becomes visible."""
 
-    def __init__(self) -> None:
+    def __init__(self, at: str = "next") -> None:
+        self.at = at
         self.meanwhile = lambda: None
 
     def link(self, source: Path, target: Path) -> None:
-        if target.parent.name == "next":
+        if target.parent.name == self.at:
             act, self.meanwhile = self.meanwhile, lambda: None
             act()
         super().link(source, target)
@@ -289,6 +290,28 @@ def test_a_tag_made_during_a_collection_keeps_its_version(tmp_path: Path) -> Non
     assert version not in report.collected
     assert content(store, "just") == wanted
     store.verify(all_versions=True)
+
+
+def test_a_tag_that_comes_too_late_is_refused(tmp_path: Path) -> None:
+    store, files = prepared_store(tmp_path / "s"), MeetsAWriter("tags")
+    files.meanwhile = lambda: store.gc(keep_versions=1, min_age_s=0)
+    with pytest.raises(UnknownVersion, match="given up"):
+        Store.open(store.path, files=files).tag("late", "HEAD~2")
+    assert list(store.tags()) == ["first"]
+    store.verify(all_versions=True)
+
+
+def test_a_plan_published_twice_at_once_loses_no_file(tmp_path: Path) -> None:
+    store, files = prepared_store(tmp_path / "s"), MeetsAWriter()
+    elsewhere = tmp_path / "new.arrow"
+    write_toy_segment(store, "n", toy_entries([90])).rename(elsewhere)
+    plan = store.plan(Change.of(add=[elsewhere], remove_ids=[0]))
+    files.meanwhile = lambda: store.publish(plan, message="the first")
+    with pytest.raises(StoreConflict):
+        Store.open(store.path, files=files).publish(plan, message="the second")
+    store.verify(all_versions=True)
+    assert store.manifest().message == "the first"
+    assert 90 in content(store)
 
 
 def test_writers_readers_and_collections_at_once(tmp_path: Path) -> None:
