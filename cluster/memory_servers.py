@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ import ray
 from cluster.config import ClusterConfig
 from cluster.editing.live import check_same_memory, show_version
 from cluster.ray_session import ray_session
+from cluster.stop import stop_on_signals
 from cluster.trained_model import load_trained_model
 from memory_server.api import MemoryInfo
 from memory_server.index import IndexSettings
@@ -22,6 +23,7 @@ from memory_server.ray_servers import ServerInfo
 from memory_server.store import Store
 from model import KeyEncoderFactory
 
+_LOOK_S = 2.0
 HINT = "or name another one with --address HOST:PORT"
 
 
@@ -125,15 +127,28 @@ def versions_in_use(memory: RayMemory) -> frozenset[str]:
     return frozenset(held)
 
 
-@contextmanager
-def own_ray(*, cpus: int) -> Iterator[str]:
-    """Start a Ray on this machine for as long as the block lasts; its address for others.
+def serve_in_foreground(
+    store: Store, model: Path, settings: ServeSettings, tell: Callable[[MemoryInfo], None]
+) -> None:
+    """Start a Ray on this machine, serve in it, and end both after SIGINT, SIGTERM or `stop`.
+
+    Only Ray's own command can start one that outlives the process that starts it.
+
+    Args:
+        tell: called once, when the memory answers.
 
     Raises:
-        LaunchError: this process is connected to one, or it cannot be started.
+        LaunchError: this process is connected to a Ray, or none can be started. See `serve`.
     """
-    with ray_session(ClusterConfig(address="local"), cpus=cpus):
-        yield str(ray.get_runtime_context().gcs_address)
+    cpus = settings.shards * settings.replicas * settings.threads_per_shard
+    with stop_on_signals() as stopping, ray_session(ClusterConfig(address="local"), cpus=cpus):
+        stopping.listen()  # Ray has taken SIGTERM for itself
+        tell(serve(store, model, settings))
+        stopping.training = True  # from here on a signal is not an error, but the usual end
+        while not stopping.event.wait(_LOOK_S):
+            if not is_serving(settings.name):
+                return
+        stop(settings.name)
 
 
 def servers() -> list[ServerInfo]:

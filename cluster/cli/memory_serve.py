@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,6 @@ from cluster.cli.text import table
 if TYPE_CHECKING:
     from cluster.memory_servers import ServeSettings
     from memory_server.api import MemoryInfo
-
-_LOOK_S = 2.0
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,22 +114,14 @@ def _serve(options: argparse.Namespace) -> int:
             )
         model = run_model(Path(options.store))
     store, settings = opened_store(options.store), _settings(options)
-    from cluster.memory_servers import is_serving, joined_ray, own_ray, serve, stop
+    from cluster.memory_servers import joined_ray, serve, serve_in_foreground
 
-    if options.address != "local":
-        with joined_ray(options.address):
-            info = serve(store, model, settings)
-        _tell(info, options, options.address)
+    if options.address == "local":
+        serve_in_foreground(store, model, settings, lambda info: _tell(info, options, "auto"))
         return 0
-    with own_ray(cpus=settings.shards * settings.replicas * settings.threads_per_shard) as address:
+    with joined_ray(options.address):
         info = serve(store, model, settings)
-        _tell(info, options, address)
-        print("serving until Ctrl-C or `pluglm memory stop`", file=sys.stderr)
-        try:
-            while is_serving(settings.name):
-                time.sleep(_LOOK_S)
-        except KeyboardInterrupt:  # also SIGTERM: the usual end of a server
-            stop(settings.name)
+    _tell(info, options, options.address)
     return 0
 
 
@@ -157,6 +146,8 @@ def _tell(info: MemoryInfo, options: argparse.Namespace, address: str) -> None:
         f"--server {name} --address {address}",
         flush=True,
     )
+    if options.address == "local":
+        print("serving until Ctrl-C or `pluglm memory stop`", file=sys.stderr, flush=True)
 
 
 def _servers_arguments(parser: argparse.ArgumentParser) -> None:
