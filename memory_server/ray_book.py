@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from memory_server.errors import MemoryServerError
 from memory_server.ray_orders import Orders, orders_of
 from memory_server.ray_state import ServerBook, StateDirectory
 
-LOCK_PAUSE_S = 0.2
+log = logging.getLogger(__name__)
 
 
 class KeptBook:
@@ -34,8 +35,8 @@ class KeptBook:
             try:
                 self._held.enter_context(state.locked())
                 break
-            except MemoryServerError:
-                time.sleep(LOCK_PAUSE_S)
+            except MemoryServerError as error:
+                log.warning("waiting for the coordinator before this one: %s", error)
         self._server = state.load(now=time.monotonic())
 
     @contextlib.contextmanager

@@ -7,6 +7,7 @@ asks about them, goes to the coordinator.
 
 import secrets
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -342,6 +343,8 @@ class RayMemory:
                 self._fanout = fanout_to(
                     self._layout, self._secret, policy=self._policy, deadline_s=self._deadline_s
                 )
+                # Sockets that are collected while they are open would hang the process.
+                weakref.finalize(self, self._fanout.close)
             return self._fanout
 
     def _check_open(self) -> None:

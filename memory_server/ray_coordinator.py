@@ -7,6 +7,7 @@ at any moment: the one that starts in its place reads the book and goes on.
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -58,6 +59,11 @@ class Coordinator:
         self._replicas = Replicas(layout)
         self._stager = Stager(self._book, self._replicas, store)
         threading.Thread(target=self._mind, name="minder", daemon=True).start()
+
+    def ping(self) -> int:
+        """The process id. Raises what keeps it from working."""
+        self._check()
+        return os.getpid()
 
     def attach(self) -> Attachment:
         """What a client needs to search without the coordinator."""

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ from memory_server.files import Files
 BOOK_FORMAT = "pluglm-memory-server-1"
 SECRET_BYTES = 32
 REQUESTS_KEPT = 64
+LOCK_PAUSE_S = 0.05
+DYING_S = 5.0  # Ray forgets an actor's name before its process has ended
 
 
 @dataclass
@@ -154,8 +157,14 @@ class StateDirectory:
                 file.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Remove the directory, and what is above it if that is empty and was made for servers."""
-        with contextlib.suppress(FileNotFoundError):
+        """Remove the directory, and what is above it if that is empty and was made for servers.
+
+        Raises:
+            MemoryServerError: a coordinator still writes there.
+        """
+        if not self.path.exists():
+            return
+        with self.locked(), contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.path)
         if self.path.parent.name == "servers":
             with contextlib.suppress(OSError):
@@ -163,20 +172,26 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory; a dead holder's lock is free.
+        """Hold the directory; a dead holder's lock is free, and one that is dying is waited for.
 
         Raises:
             MemoryServerError: a memory runs on it already.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + DYING_S
         with (self.path / "lock").open("ab") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise MemoryServerError(
-                    f"another memory that runs already keeps its state in {self.path}; attach to "
-                    "it, shut it down, or choose another name or state_dir"
-                ) from error
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() < deadline:
+                        time.sleep(LOCK_PAUSE_S)
+                        continue
+                    raise MemoryServerError(
+                        f"another memory that runs already keeps its state in {self.path}; attach "
+                        "to it, shut it down, or choose another name or state_dir"
+                    ) from error
             yield
 
 
