@@ -1,12 +1,11 @@
 """The replies of several shards as one that looks like a shard's: for relays, and cheap to send."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from memory_server.api import Retrieved
 from memory_server.merge import merge_order
 from memory_server.replies import ShardReply
 
@@ -25,31 +24,38 @@ def combine_replies(replies: Sequence[ShardReply], k: int) -> ShardReply:
     if len(replies) == 1:
         return replies[0]
     epoch, encoder_step = epochs.pop()
-    scores_GBk = torch.from_numpy(np.stack([reply.scores for reply in replies]))
-    ids_GBk = torch.from_numpy(np.stack([reply.ids for reply in replies]))
-    order_Bk = merge_order(scores_GBk, ids_GBk, k).numpy()
-    from_shard_Bk, from_hit_Bk = np.divmod(order_Bk, replies[0].ids.shape[1])
-    dtype = np.result_type(*[reply.tokens.dtype for reply in replies])
-    tokens_BkS = np.empty((*order_Bk.shape, replies[0].tokens.shape[2]), dtype=dtype)
-    for shard, reply in enumerate(replies):
-        rows, places = np.nonzero(from_shard_Bk == shard)
-        tokens_BkS[rows, places] = reply.tokens[rows, from_hit_Bk[rows, places]]
+    ids_GBK = np.stack([reply.ids for reply in replies])
+    scores_GBK = np.stack([reply.scores for reply in replies])
+    order_Bk = merge_order(torch.from_numpy(scores_GBK), torch.from_numpy(ids_GBK), k).numpy()
+    _, rows, hits = ids_GBK.shape
+    shard_Bk, hit_Bk = np.divmod(order_Bk, hits)
+    # Where a winner lies when all shards' hits are one below the other.
+    at_Bk = (shard_Bk * rows + np.arange(rows)[:, None]) * hits + hit_Bk
+    tokens = [reply.tokens.reshape(rows * hits, reply.tokens.shape[2]) for reply in replies]
+    doc_ids = [reply.doc_ids.reshape(-1) for reply in replies]
     return ShardReply(
         shard=replies[0].shard,
-        ids=_winners([reply.ids for reply in replies], order_Bk),
-        scores=_winners([reply.scores for reply in replies], order_Bk),
-        doc_ids=_winners([reply.doc_ids for reply in replies], order_Bk),
-        tokens=tokens_BkS,
+        ids=ids_GBK.reshape(-1).take(at_Bk),
+        scores=scores_GBK.reshape(-1).take(at_Bk),
+        doc_ids=np.concatenate(doc_ids).take(at_Bk),
+        tokens=np.concatenate(tokens).take(at_Bk, axis=0),
         epoch=epoch,
         encoder_step=encoder_step,
         exact=all(reply.exact for reply in replies),
     )
 
 
-def _winners(
-    hits_GBK: Sequence[npt.NDArray[Any]], order_Bk: npt.NDArray[np.int64]
-) -> npt.NDArray[Any]:
-    winners: npt.NDArray[Any] = np.take_along_axis(
-        np.concatenate(hits_GBK, axis=1), order_Bk, axis=1
+def as_retrieved(
+    reply: ShardReply, *, device: torch.device, missing_shards: tuple[int, ...]
+) -> Retrieved:
+    """The one reply as an answer; its tensors are its own, while a reply may be a view."""
+    return Retrieved(
+        ids=torch.from_numpy(reply.ids.copy()).to(device),
+        scores=torch.from_numpy(reply.scores.copy()).to(device),
+        tokens=torch.from_numpy(reply.tokens.astype(np.int64)).to(device),
+        doc_ids=torch.from_numpy(reply.doc_ids.copy()).to(device),
+        epoch=reply.epoch,
+        encoder_step=reply.encoder_step,
+        missing_shards=missing_shards,
+        exact=reply.exact,
     )
-    return winners

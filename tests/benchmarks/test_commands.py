@@ -87,6 +87,13 @@ def test_faiss_presets_are_compared_with_exact_search(tmp_path: Path) -> None:
         assert row["kept_s"] > 0
 
 
+@pytest.mark.integration
+def test_both_ways_of_travelling_bring_the_same_answer(tmp_path: Path) -> None:
+    (row,) = figures("transport", tmp_path, "--batches", "3", "--repeats", "2")
+    assert row["same_ids"] is True
+    assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
+
+
 def test_training_is_compared_with_its_peers(tmp_path: Path) -> None:
     words = ["--entries", "40", "--batch", "2", "--repeats", "2"]
     rows = {row["variant"]: row for row in figures("training_overhead", tmp_path, *words)}
