@@ -265,6 +265,27 @@ def test_a_collection_and_a_writer_cannot_miss_each_other(tmp_path: Path, change
     store.verify(all_versions=True)
 
 
+def test_a_collection_that_loses_removes_nothing(tmp_path: Path) -> None:
+    store, collector = prepared_store(tmp_path / "s"), MeetsAWriter()
+
+    class Overtakes(Files):
+        """Becomes visible after a collection has looked, and before it commits."""
+
+        def link(self, source: Path, target: Path) -> None:
+            if target.parent.name == "next":
+                collector.meanwhile = lambda: Files.link(self, source, target)
+                with pytest.raises(StoreConflict):
+                    Store.open(store.path, files=collector).gc(keep_versions=1, min_age_s=0)
+            super().link(source, target)
+
+    path = write_toy_segment(store, "n", toy_entries([90]))
+    writer = Store.open(store.path, files=Overtakes())
+    writer.commit(add_segments=[path], plug=["third"], message="just before")
+    store.verify(all_versions=True)
+    assert {40, 41, 42, 90} <= content(store).keys()
+    assert not any(entry.collected for entry in store.log())
+
+
 def test_a_writer_that_slept_through_commits_and_a_collection_is_told(tmp_path: Path) -> None:
     store = prepared_store(tmp_path / "s")
     plan, base = store.plan(Change.of(remove_ids=[0])), store.head()
