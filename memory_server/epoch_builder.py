@@ -45,7 +45,6 @@ class EpochBuilder:
         device: torch.device,
         settings: IndexSettings,
         scratch: Path | None,
-        shards_on_node: int,
         memory_limit_bytes: int | None,
         queries: QueryLog,
     ) -> None:
@@ -58,7 +57,6 @@ class EpochBuilder:
             encoder,
             device=device,
             scratch=scratch,
-            shards_on_node=shards_on_node,
             entry_tokens=self._store.meta.entry_tokens,
         )
         self._limit = memory_limit_bytes
@@ -90,17 +88,16 @@ class EpochBuilder:
         held = _blocks_of(plan.weights_id, sealed)
         content = self._content(plan.content_version, held, sealed)
         begin(content.rows)
-        rescoring = self._settings.key_dtype != "float32"
 
-        def encoder(rows: int) -> KeySource:
-            return self._sources.get(plan.weights_id, load_weights, rows=rows, rescoring=rescoring)
+        def encoder() -> KeySource:
+            return self._sources.get(plan.weights_id, load_weights, tabled=plan.tabled)
 
         def fits(width: int) -> None:
             what = f"epoch {plan.epoch} on shard {self._shard}"
             check_fits(self._cost(content, held, width), self.free_bytes(sealed), what=what)
 
         def exact_keys(rows: Int64Array) -> Tensor:
-            return encode(encoder(len(rows)), content, rows, self._device)
+            return encode(encoder(), content, rows, self._device)
 
         keys, encoded_rows = make_keys(
             content,

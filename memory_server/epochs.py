@@ -24,6 +24,8 @@ class EpochPlan:
     Attributes:
         own_weights: they were given for this epoch; otherwise they follow the live epoch's.
         own_content: likewise.
+        tabled: whether these weights make keys by tables. It is decided once, because the two ways
+            differ in the last bits, and replicas must agree.
     """
 
     epoch: int
@@ -32,6 +34,7 @@ class EpochPlan:
     weights_id: int
     own_weights: bool = True
     own_content: bool = True
+    tabled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +95,18 @@ class EpochBook:
         return self.newest() if self.live is None else self.plans[self.live]
 
     def begin(
-        self, *, encoder_step: int, new_weights: bool, content_version: str | None
+        self,
+        *,
+        encoder_step: int,
+        new_weights: bool,
+        content_version: str | None,
+        tabled: bool = False,
     ) -> EpochPlan:
-        """Number a new epoch. Without new weights, or a version, it takes the basis's."""
+        """Number a new epoch. Without new weights, or a version, it takes the basis's.
+
+        Args:
+            tabled: of new weights; others keep what was decided for them.
+        """
         if encoder_step < 0:
             raise ValueError(f"encoder_step={encoder_step} must not be negative")
         own_content = content_version is not None
@@ -104,7 +116,7 @@ class EpochBook:
             self.last_weights += 1
             weights_id = self.last_weights
         else:
-            weights_id = self.basis().weights_id
+            weights_id, tabled = self.basis().weights_id, self.basis().tabled
         return self._add(
             EpochPlan(
                 epoch=0,
@@ -113,6 +125,7 @@ class EpochBook:
                 weights_id=weights_id,
                 own_weights=new_weights,
                 own_content=own_content,
+                tabled=tabled,
             )
         )
 
@@ -180,13 +193,18 @@ class EpochBook:
             return None
         live = self.plans[self.live]
         content = plan.content_version if plan.own_content else live.content_version
-        weights, step = (plan.weights_id, plan.encoder_step)
-        if not plan.own_weights:
-            weights, step = live.weights_id, live.encoder_step
+        made_by = plan if plan.own_weights else live
+        weights = made_by.weights_id
         if (content, weights) == (plan.content_version, plan.weights_id):
             return None
         return self._add(
-            replace(plan, content_version=content, weights_id=weights, encoder_step=step)
+            replace(
+                plan,
+                content_version=content,
+                weights_id=weights,
+                encoder_step=made_by.encoder_step,
+                tabled=made_by.tabled,
+            )
         )
 
     def activate(self, epoch: int) -> None:

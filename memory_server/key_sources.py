@@ -47,7 +47,6 @@ class KeySources:
         *,
         device: torch.device,
         scratch: Path | None,
-        shards_on_node: int,
         entry_tokens: int | None = None,
     ) -> None:
         """Make nothing yet.
@@ -57,32 +56,22 @@ class KeySources:
             device: of the keys.
             scratch: a directory of this node in which its processes share tables; None: they do
                 not.
-            shards_on_node: encode about as many rows as this one, with the same tables.
             entry_tokens: of the longest entry; None: as many as the model has positions, which may
                 be a multiple of what is needed.
-
-        Raises:
-            ValueError: shards_on_node is below 1.
         """
-        if shards_on_node < 1:
-            raise ValueError(f"shards_on_node is {shards_on_node}; it must be at least 1")
         self._factory = factory
         self._device = device
         self._scratch = scratch if device.type == "cpu" else None
-        self._shards_on_node = shards_on_node
         self._entry_tokens = entry_tokens
         self._lock = threading.Lock()
         self._made: dict[int, _Made] = {}
 
-    def get(
-        self, weights_id: int, load_weights: LoadWeights, *, rows: int, rescoring: bool = False
-    ) -> KeySource:
+    def get(self, weights_id: int, load_weights: LoadWeights, *, tabled: bool) -> KeySource:
         """The encoder of these weights. Blocks while tables are built, by this process or another.
 
         Args:
             load_weights: called if an encoder must be made.
-            rows: to be encoded with it now.
-            rescoring: rows will be encoded again and again, so that tables pay in any case.
+            tabled: by tables, if the factory has any: see `tables_pay_from`.
 
         Raises:
             ValueError: the weights do not fit. Whatever `load_weights` raises.
@@ -90,7 +79,9 @@ class KeySources:
         with self._lock:
             made = self._made.setdefault(weights_id, _Made())
         with made.lock:
-            wanted = not made.by_tables and self._tables_pay(rows, rescoring=rescoring)
+            wanted = (
+                tabled and not made.by_tables and _has_tables(self._factory, self._entry_tokens)
+            )
             if made.source is None or wanted:
                 self._make(made, load_weights, by_tables=wanted)
             source = made.source
@@ -116,12 +107,6 @@ class KeySources:
     def close(self) -> None:
         """Forget all weights."""
         self.forget_except(())
-
-    def _tables_pay(self, rows: int, *, rescoring: bool) -> bool:
-        if not isinstance(self._factory, TabledFactory):
-            return False
-        pay_from = self._factory.tables_pay_from(self._entry_tokens)
-        return pay_from is not None and (rescoring or rows * self._shards_on_node >= pay_from)
 
     def _make(self, made: _Made, load_weights: LoadWeights, *, by_tables: bool) -> None:
         weights = load_weights()
@@ -164,3 +149,24 @@ class KeySources:
 def _close(made: _Made) -> None:
     if made.shared is not None:
         made.shared.close()
+
+
+def tables_pay_from(
+    factory: KeyEncoderFactory, *, entry_tokens: int, rescoring: bool
+) -> int | None:
+    """The entries of a memory from which its keys are made by tables; None: never.
+
+    It is decided once for all shards and replicas, because keys that are made directly differ in
+    their last bits.
+
+    Args:
+        rescoring: keys will be made again and again, so that tables pay in any case.
+    """
+    if not _has_tables(factory, entry_tokens):
+        return None
+    assert isinstance(factory, TabledFactory)
+    return 0 if rescoring else factory.tables_pay_from(entry_tokens)
+
+
+def _has_tables(factory: KeyEncoderFactory, entry_tokens: int | None) -> bool:
+    return isinstance(factory, TabledFactory) and factory.tables_pay_from(entry_tokens) is not None

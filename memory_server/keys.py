@@ -18,8 +18,8 @@ from memory_server.segments import Int64Array
 ENCODE_ROWS = {"cpu": 4096, "cuda": 1 << 16}  # rows between two looks at whether to go on
 COPY_ROWS = 1 << 16
 
-Encode = Callable[[int], KeySource]
-"""Gives the encoder, told how many rows are to be encoded; called only if there are any."""
+Encode = Callable[[], KeySource]
+"""Gives the encoder; called only if it is needed."""
 
 
 class Cancelled(Exception):
@@ -83,7 +83,7 @@ def make_keys(
     missing = [part for part in content.large_parts if _covering(part, held) is None]
     tail, kept = _tail_kept(content, source)
     to_do = sum(part.rows for part in missing) + len(tail)
-    keys_of: Mapping[str, KeySource] = {"it": encoder(to_do)} if to_do else {}
+    keys_of: Mapping[str, KeySource] = {"it": encoder()} if to_do else {}
     for part in content.large_parts:
         block = _covering(part, held)
         if block is None:
@@ -100,8 +100,9 @@ def make_keys(
         advance(len(rows_before))
         width = _known_width(parts, source)
         keys_tQ = None if width is None else _zeros(content, width, device)
-        for start in range(0, len(tail), ENCODE_ROWS[device.type]):
-            rows = tail[start : start + ENCODE_ROWS[device.type]]
+        step = _rows_at_once(keys_of.get("it"), device)
+        for start in range(0, len(tail), step):
+            rows = tail[start : start + step]
             keys_nQ = encode(keys_of["it"], content, rows, device)
             if keys_tQ is None:
                 fits(keys_nQ.shape[1])
@@ -110,7 +111,7 @@ def make_keys(
             keys_tQ[_on(rows - content.tail_start, device)] = keys_nQ
             advance(len(rows))
         if keys_tQ is None:
-            keys_tQ = _zeros(content, width_of(encoder(0), content, device), device)
+            keys_tQ = _zeros(content, width_of(encoder(), content, device), device)
         if len(rows_before):
             assert source is not None
             for start in range(0, len(rows_before), COPY_ROWS):
@@ -120,7 +121,7 @@ def make_keys(
         encoded += len(tail)
         parts.append((_tail_block(keys_tQ), 0, len(keys_tQ)))
     if not parts:
-        return BlockedKeys([], width_of(encoder(0), content, device), device), 0
+        return BlockedKeys([], width_of(encoder(), content, device), device), 0
     widths = {block.codes.width for block, _, _ in parts}
     if len(widths) > 1:
         raise ValueError(f"the encoder made keys of widths {sorted(widths)}; it must not change")
@@ -195,8 +196,9 @@ def _encoded_block(
     """Encode a whole part, its removed rows too: a later version may have them back."""
     codes: KeyCodes | None = None
     checksum, largest = xxhash.xxh3_64(), 0.0
-    for start in range(0, part.rows, ENCODE_ROWS[device.type]):
-        stop = min(start + ENCODE_ROWS[device.type], part.rows)
+    step = _rows_at_once(encoder, device)
+    for start in range(0, part.rows, step):
+        stop = min(start + step, part.rows)
         tokens_nS = part.segment.tokens[part.start + start : part.start + stop]
         ids = part.segment.ids[part.start + start : part.start + stop]
         keys_nQ = _checked(encoder, tokens_nS, ids, device)
@@ -257,7 +259,7 @@ def _checked(
 ) -> Tensor:
     assert not isinstance(encoder, KeysById)
     # int32 is what lookups take without another copy.
-    tokens = torch.from_numpy(np.ascontiguousarray(tokens_nS).astype(np.int32)).to(device)
+    tokens = torch.from_numpy(tokens_nS.astype(np.int32)).to(device)
     with torch.no_grad():
         keys_nQ = encoder(tokens)
     if keys_nQ.ndim != 2 or keys_nQ.shape[0] != len(ids) or not keys_nQ.dtype.is_floating_point:
@@ -275,6 +277,12 @@ def _checked(
             "usable"
         )
     return keys_nQ
+
+
+def _rows_at_once(encoder: KeySource | None, device: torch.device) -> int:
+    """What the encoder likes best, if it says so."""
+    rows: int = getattr(encoder, "best_rows", ENCODE_ROWS[device.type])
+    return rows
 
 
 def _known_width(

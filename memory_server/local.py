@@ -14,6 +14,7 @@ from memory_server.epochs import EpochBook, Pin
 from memory_server.errors import MemoryClosed, RefreshFailed
 from memory_server.free_memory import check_fits
 from memory_server.index import IndexSettings
+from memory_server.key_sources import tables_pay_from
 from memory_server.replies import merge_replies
 from memory_server.shard import Shard
 from memory_server.store import Store
@@ -101,6 +102,11 @@ class LocalMemory:
             memory_limit_bytes=memory_limit_bytes,
         )
         self._store = Store.open(path)
+        self._tables_pay_from = tables_pay_from(
+            encoder,
+            entry_tokens=self._store.meta.entry_tokens,
+            rescoring=self._index.key_dtype != "float32",
+        )
         self._book = EpochBook()
         self._lock = threading.Lock()
         self._closed = False
@@ -180,6 +186,7 @@ class LocalMemory:
                 encoder_step=encoder_step,
                 new_weights=weights is not None,
                 content_version=content_version,
+                tabled=weights is not None and self._tabled(content_version),
             )
             try:
                 needed, free = self._shard.stage_cost(plan)
@@ -281,6 +288,11 @@ class LocalMemory:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _tabled(self, content_version: str | None) -> bool:
+        version = content_version or self._book.basis().content_version
+        pay_from = self._tables_pay_from
+        return pay_from is not None and self._store.manifest(version).entries >= pay_from
 
     def _unsettled(self) -> list[int]:
         with self._lock:

@@ -153,6 +153,7 @@ class RayMemory:
             store_path,
             settings,
             name=name,
+            encoder=encoder,
             index=IndexSettings(kind=index) if isinstance(index, str) else index,
             state_dir=state_dir,
             weights=weights,

@@ -32,6 +32,7 @@ class Layout:
         hedge_after_s: seconds until a second replica is asked too; "p95": as measured.
         fan_in: shards that one relay asks, when there are more.
         queries: how queries travel.
+        tables_pay_from: entries from which new weights make keys by tables; None: never.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Layout:
     hedge_after_s: float | Literal["p95"] = "p95"
     fan_in: int = 16
     queries: Literal["float16", "float32"] = "float16"
+    tables_pay_from: int | None = None
 
     @property
     def addresses(self) -> list[Address]:

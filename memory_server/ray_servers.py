@@ -9,9 +9,11 @@ import ray
 from ray.exceptions import RayError
 from torch import Tensor
 
+from memory_server.api import KeyEncoderFactory
 from memory_server.epochs import EpochBook
 from memory_server.errors import CoordinatorLost, MemoryServerError
 from memory_server.index import IndexSettings
+from memory_server.key_sources import tables_pay_from
 from memory_server.ray_calls import find_actor, is_gone
 from memory_server.ray_launch import ServerSettings, end_actors
 from memory_server.ray_leader import Leader
@@ -65,6 +67,7 @@ def planned(
     settings: ServerSettings,
     *,
     name: str,
+    encoder: KeyEncoderFactory,
     index: IndexSettings,
     state_dir: Path | str | None,
     weights: Mapping[str, Tensor] | None,
@@ -101,6 +104,11 @@ def planned(
         store_path=location,
         state_dir=str(directory.resolve()),
         detached=settings.detached,
+        tables_pay_from=tables_pay_from(
+            encoder,
+            entry_tokens=store.meta.entry_tokens,
+            rescoring=index.key_dtype != "float32",
+        ),
     )
     first = _first_epoch(StateDirectory(layout.state_dir), weights, encoder_step, content_version)
     version = store.head() if first.content_version is None else first.content_version

@@ -48,7 +48,6 @@ class HostSettings:
     """How every shard of a memory is run.
 
     Attributes:
-        shards_on_node: actors of this memory on the node.
         memory_limit_bytes: of one shard's keys; None: what its node or GPU has free.
         scratch: a directory of the node that its actors share.
     """
@@ -57,7 +56,6 @@ class HostSettings:
     secret: bytes = field(repr=False)
     device: str = "cpu"
     threads: int = 1
-    shards_on_node: int = 1
     memory_limit_bytes: int | None = None
     queue_limit: int = 256
     scratch: str | None = None
@@ -93,7 +91,6 @@ class ShardHost:
                 device=settings.device,
                 index=layout.index,
                 scratch=None if settings.scratch is None else Path(settings.scratch),
-                shards_on_node=settings.shards_on_node,
                 memory_limit_bytes=settings.memory_limit_bytes,
             )
         except MemoryServerError as error:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 from memory_server.api import StageStatus
 from memory_server.epochs import EpochPlan
@@ -20,7 +21,10 @@ NEED_TIMEOUT_S = 10.0
 class Stager:
     """Begins epochs, says how far they are, seals or drops them. Thread-safe."""
 
-    def __init__(self, book: KeptBook, replicas: Replicas, store: Store) -> None:
+    def __init__(
+        self, book: KeptBook, replicas: Replicas, store: Store, tables_pay_from: int | None
+    ) -> None:
+        self._tables_pay_from = tables_pay_from
         self._book, self._replicas, self._store = book, replicas, store
         self._one_at_a_time = threading.Lock()
         self._began: dict[int, float] = {}
@@ -43,10 +47,14 @@ class Stager:
             for epoch in server.epochs.unsettled():
                 self.look(epoch)  # what has sealed meanwhile does not wait any more
             probe = self._book.copied().epochs
+            tabled = weights is not None and self._tabled(
+                content_version or probe.basis().content_version
+            )
             plan = probe.begin(
                 encoder_step=encoder_step,
                 new_weights=weights is not None,
                 content_version=content_version,
+                tabled=tabled,
             )
             probe.supersede(plan)
             self._check_fits(plan, probe.unsettled())
@@ -57,12 +65,17 @@ class Stager:
                     encoder_step=encoder_step,
                     new_weights=weights is not None,
                     content_version=content_version,
+                    tabled=tabled,
                 )
                 server.epochs.supersede(plan)
                 server.remember_request(request, plan.epoch)
             self.began(plan.epoch)
         self._replicas.tell(self._book.orders())
         return plan.epoch
+
+    def _tabled(self, version: str) -> bool:
+        pay_from = self._tables_pay_from
+        return pay_from is not None and self._store.manifest(version).entries >= pay_from
 
     def began(self, epoch: int) -> None:
         """Its time counts from now."""

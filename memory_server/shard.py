@@ -51,14 +51,12 @@ class Shard:
         device: str = "cpu",
         index: IndexSettings | str = "flat",
         scratch: Path | None = None,
-        shards_on_node: int = 1,
         memory_limit_bytes: int | None = None,
     ) -> None:
         """Open the store; hold no epoch yet.
 
         Args:
             scratch: a directory of this node, in which its shards share the encoder's tables.
-            shards_on_node: how many shards of the memory this node has.
             memory_limit_bytes: keys of all held epochs together take no more; None: what is free.
 
         Raises:
@@ -76,7 +74,6 @@ class Shard:
             device=self._device,
             settings=self._settings,
             scratch=scratch,
-            shards_on_node=shards_on_node,
             memory_limit_bytes=memory_limit_bytes,
             queries=self.queries,
         )

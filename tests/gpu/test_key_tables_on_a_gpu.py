@@ -34,10 +34,9 @@ def test_tables_on_the_device_give_the_cpus_keys(pooler: str, tmp_path: Path) ->
         KeyEncoderFactory(config.to_dict(), device="cuda"),
         device=torch.device("cuda"),
         scratch=tmp_path,
-        shards_on_node=1,
         entry_tokens=33,
     )
-    encoder = sources.get(1, lambda: weights, rows=10**9)
+    encoder = sources.get(1, lambda: weights, tabled=True)
     assert callable(encoder)
     for given in (tokens, tokens.to("cuda"), tokens.to(torch.int32).to("cuda")):
         keys = encoder(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from memory_server import table_files
 from memory_server.api import TabledFactory
-from memory_server.key_sources import KeySources
+from memory_server.key_sources import KeySources, tables_pay_from
 
 CPU = torch.device("cpu")
 PAY_FROM, WIDTH = 100, 4
@@ -77,8 +78,8 @@ def weights_of(number: int, rows: int = 50) -> dict[str, Tensor]:
     return {"rows": number + torch.arange(rows * WIDTH).view(rows, WIDTH) / 8.0}
 
 
-def sources_of(factory: Any, scratch: Path | None, shards_on_node: int = 1) -> KeySources:
-    return KeySources(factory, device=CPU, scratch=scratch, shards_on_node=shards_on_node)
+def sources_of(factory: Any, scratch: Path | None) -> KeySources:
+    return KeySources(factory, device=CPU, scratch=scratch)
 
 
 def files_in(scratch: Path) -> list[str]:
@@ -94,22 +95,21 @@ TOKENS = torch.tensor([[3], [49]])
 
 
 @pytest.mark.parametrize(
-    ("rows", "shards", "rescoring", "expected"),
-    [
-        (PAY_FROM - 1, 1, False, "direct"),
-        (PAY_FROM, 1, False, "tables"),
-        (PAY_FROM // 4, 4, False, "tables"),
-        (PAY_FROM // 4 - 1, 4, False, "direct"),
-        (1, 1, True, "tables"),
-    ],
+    ("rescoring", "pay_from"),
+    [(False, PAY_FROM), (True, 0)],
 )
 def test_tables_are_used_from_where_they_pay(
-    factory: ToyFactory, tmp_path: Path, rows: int, shards: int, rescoring: bool, expected: str
+    factory: ToyFactory, tmp_path: Path, rescoring: bool, pay_from: int
 ) -> None:
-    for scratch in (None, tmp_path):
-        sources = sources_of(factory, scratch, shards)
-        source: Any = sources.get(1, lambda: weights_of(1), rows=rows, rescoring=rescoring)
-        assert factory.made()[-1] == expected
+    assert tables_pay_from(factory, entry_tokens=9, rescoring=rescoring) == pay_from
+    without: Any = ToyFactory(tmp_path / "other", has_tables=False)
+    plain: Any = lambda weights: None  # noqa: E731
+    for none in (without, plain):
+        assert tables_pay_from(none, entry_tokens=9, rescoring=rescoring) is None
+    for scratch, tabled in itertools.product((None, tmp_path), (False, True)):
+        sources = sources_of(factory, scratch)
+        source: Any = sources.get(1, lambda: weights_of(1), tabled=tabled)
+        assert factory.made()[-1] == ("tables" if tabled else "direct")
         assert torch.equal(source(TOKENS), weights_of(1)["rows"][TOKENS[:, 0]])
         sources.close()
 
@@ -122,15 +122,15 @@ def test_an_encoder_is_made_once_and_tables_stay_once_they_are_there(factory: To
         loads.append(1)
         return weights_of(1)
 
-    for rows in (1, 2, 500, 1, 500):
-        sources.get(1, load, rows=rows)
+    for tabled in (False, False, True, False, True):
+        sources.get(1, load, tabled=tabled)
     assert factory.made() == ["direct", "tables"]
     assert len(loads) == 2
     sources.forget_except([1])
-    sources.get(1, load, rows=500)
+    sources.get(1, load, tabled=True)
     assert len(loads) == 2
     sources.forget_except([2])
-    sources.get(1, load, rows=500)
+    sources.get(1, load, tabled=True)
     assert len(loads) == 3
     sources.close()
 
@@ -140,28 +140,28 @@ def test_factories_without_tables_and_stored_keys_pass_through(tmp_path: Path) -
     plain: Any = lambda weights: stored  # noqa: E731
     assert not isinstance(plain, TabledFactory)
     sources = sources_of(plain, tmp_path)
-    assert sources.get(1, dict, rows=10**9, rescoring=True) is stored
+    assert sources.get(1, dict, tabled=True) is stored
     without = ToyFactory(tmp_path / "journal", has_tables=False)
-    sources_of(without, tmp_path).get(1, lambda: weights_of(1), rows=10**9, rescoring=True)
+    sources_of(without, tmp_path).get(1, lambda: weights_of(1), tabled=True)
     assert without.made() == ["direct"]
 
 
 def test_one_who_needs_what_exists_does_not_wait_for_other_tables(tmp_path: Path) -> None:
     slow = ToyFactory(tmp_path / "journal", block_s=60.0)
     sources = sources_of(slow, None)
-    live = sources.get(1, lambda: weights_of(1), rows=1)
+    live = sources.get(1, lambda: weights_of(1), tabled=False)
     threading.Thread(
-        target=sources.get, args=(2, lambda: weights_of(2)), kwargs={"rows": 500}, daemon=True
+        target=sources.get, args=(2, lambda: weights_of(2)), kwargs={"tabled": True}, daemon=True
     ).start()
     while "tables" not in slow.made():
         time.sleep(0.01)
-    assert sources.get(1, lambda: weights_of(1), rows=1) is live
+    assert sources.get(1, lambda: weights_of(1), tabled=False) is live
     sources.forget_except([1])  # returns too
 
 
 def use_tables(factory: ToyFactory, scratch: Path, told: Any, stop: Event, number: int = 1) -> None:
     sources = sources_of(factory, scratch)
-    source: Any = sources.get(number, lambda: weights_of(number, 20_000), rows=500)
+    source: Any = sources.get(number, lambda: weights_of(number, 20_000), tabled=True)
     mapped = ".safetensors" in Path("/proc/self/maps").read_text()  # so not a copy of its own
     told.put((source(TOKENS).tolist(), mapped))
     stop.wait(60)
@@ -208,7 +208,7 @@ def test_a_builder_that_dies_is_replaced_at_once(tmp_path: Path) -> None:
         process.join(60)
     assert files_in(tmp_path) == ["1.lock", "1.safetensors"]
     sources = sources_of(ToyFactory(tmp_path / "later"), tmp_path)
-    sources.get(2, lambda: weights_of(2), rows=500)
+    sources.get(2, lambda: weights_of(2), tabled=True)
     assert files_in(tmp_path) == ["2.lock", "2.safetensors"]
     sources.close()
 
@@ -227,7 +227,7 @@ def test_a_damaged_file_is_built_anew(
         {"truncated": whole[:-7], "empty": b"", "flipped": flipped, "garbage": b"x" * 900}[damage]
     )
     sources = sources_of(factory, tmp_path)
-    source: Any = sources.get(1, lambda: weights_of(1), rows=500)
+    source: Any = sources.get(1, lambda: weights_of(1), tabled=True)
     assert torch.equal(source(TOKENS), weights_of(1)["rows"][TOKENS[:, 0]])
     assert factory.made() == ["tables", "tables"]
     assert "built anew" in caplog.text
@@ -239,7 +239,7 @@ def test_what_was_given_goes_on_after_its_weights_are_forgotten(
     factory: ToyFactory, tmp_path: Path
 ) -> None:
     sources = sources_of(factory, tmp_path)
-    source: Any = sources.get(1, lambda: weights_of(1), rows=500)
+    source: Any = sources.get(1, lambda: weights_of(1), tabled=True)
     sources.forget_except([])
     assert files_in(tmp_path) == []
     assert torch.equal(source(TOKENS), weights_of(1)["rows"][TOKENS[:, 0]])
@@ -269,7 +269,7 @@ def test_where_sharing_is_unsafe_a_process_builds_for_itself_and_says_so(
     scratch.mkdir(parents=True)
     prepare(scratch)
     with caplog.at_level(logging.WARNING):
-        source: Any = sources_of(factory, scratch).get(1, lambda: weights_of(1), rows=500)
+        source: Any = sources_of(factory, scratch).get(1, lambda: weights_of(1), tabled=True)
     assert torch.equal(source(TOKENS), weights_of(1)["rows"][TOKENS[:, 0]])
     assert "key tables of its own" in caplog.text
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -282,7 +282,7 @@ def test_a_full_disk_is_no_obstacle(
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # Python ignores SIGXFSZ
     try:
         sources = sources_of(factory, tmp_path)
-        source: Any = sources.get(1, lambda: weights_of(1, 20_000), rows=500)
+        source: Any = sources.get(1, lambda: weights_of(1, 20_000), tabled=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert torch.equal(source(TOKENS), weights_of(1)["rows"][TOKENS[:, 0]])
@@ -299,5 +299,5 @@ def test_a_builders_error_is_the_callers(tmp_path: Path) -> None:
     sources = sources_of(Refusing(tmp_path / "journal"), tmp_path)
     for _ in range(2):
         with pytest.raises(ValueError, match="do not fit"):
-            sources.get(1, lambda: weights_of(1), rows=500)
+            sources.get(1, lambda: weights_of(1), tabled=True)
     sources.close()

@@ -2,21 +2,40 @@
 
 import random
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from memory_server.api import Memory
+from memory_server.files import Files
 from memory_server.index import IndexSettings
 from memory_server.local import LocalMemory
 from tests.memory_model import Known, MemoryModel
-from tests.toy_memory import toy_entries, toy_factory, toy_store, toy_weights
+from tests.toy_memory import (
+    empty_store,
+    toy_entries,
+    toy_factory,
+    toy_weights,
+    write_toy_segment,
+)
 
 FIRST_WEIGHTS = 1
 
 
+class Unsynced(Files):
+    """Thousands of commits need not survive a loss of power."""
+
+    def sync(self, handle: BinaryIO) -> None:
+        handle.flush()
+
+    def sync_directory(self, directory: Path) -> None:
+        pass
+
+
 def run(path: Path, *, seed: int, operations: int, index: IndexSettings) -> dict[str, int]:
     first = toy_entries(range(60), seed=seed)
-    store = toy_store(path / "s", first)
+    store = empty_store(path / "s", files=Unsynced())
+    store.commit(add_segments=[write_toy_segment(store, "first", first)], message="first")
     started: list[LocalMemory] = []
 
     def start(weights: int) -> Memory:
