@@ -128,6 +128,8 @@ def test_what_does_not_fit_the_server_is_refused_with_nothing_committed(
     assert "no memory named 'none'" in refusal([*add, "--server", "none"], capsys, code=1)
     assert "no memory named 'none'" in refusal(["memory", "stop", "none"], capsys, code=1)
     assert "no memory named 'none'" in refusal(["memory", "stats", "none"], capsys, code=1)
+    taken = [*serve, "--name", NAME, "--model", str(tiny_run.model)]
+    assert f"a memory named '{NAME}' runs" in refusal(taken, capsys, code=1)
     cases = [
         (["memory", "unplug", str(served.path), "none", "--server", NAME], "'none'"),
         (["memory", "show", NAME, "nothing"], "no version or tag 'nothing'"),
@@ -138,7 +140,6 @@ def test_what_does_not_fit_the_server_is_refused_with_nothing_committed(
         (["memory", "info", str(served.path), "--server", NAME], "give either a STORE"),
         ([*serve, "--name", "b"], "--model is needed"),
         ([*serve, "--name", "b", "--model", str(other_tokenizer)], "another tokenizer"),
-        ([*serve, "--name", NAME, "--model", str(tiny_run.model)], NAME),
         ([*serve, "--name", "b", "--model", str(tiny_run.model), "--index", "no"], "no"),
         ([*serve, "--name", "b", "--model", str(tiny_run.model), "--version", "x"], "'x'"),
     ]
