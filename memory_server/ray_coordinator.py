@@ -12,9 +12,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from memory_server.api import KeyEncoderFactory, MemoryInfo, StageStatus
+from memory_server.api import MemoryInfo, StageStatus
 from memory_server.errors import MemoryServerError, UnknownEpoch
-from memory_server.key_sources import tables_pay
 from memory_server.ray_book import KeptBook
 from memory_server.ray_calls import Replicas
 from memory_server.ray_names import Layout, PackedWeights, pack_weights
@@ -43,12 +42,9 @@ class Attachment:
 class Coordinator:
     """The body of the coordinator's actor. Thread-safe."""
 
-    def __init__(self, layout: Layout, encoder: KeyEncoderFactory) -> None:
-        """Read the book. The encoder is only asked how it is best used.
-
-        An actor whose constructor raises is never restarted, so a failure here is kept and told to
-        whoever calls.
-        """
+    def __init__(self, layout: Layout) -> None:
+        """Read the book. An actor whose constructor raises is never restarted, so a failure here is
+        kept and told to whoever calls."""
         self._layout = layout
         self._live_since: float | None = None
         self._broken: MemoryServerError | None = None

@@ -129,7 +129,7 @@ def start_actors(
         secret = state.create(book)
     actors: list[Any] = []
     try:
-        actors.append(_start_coordinator(layout, settings, encoder))
+        actors.append(_start_coordinator(layout, settings))
         for address in layout.addresses:
             actors.append(_start_host(layout, settings, encoder, secret, address, places))
         _wait_until_up(layout.addresses, actors[1:], timeout_s)
@@ -183,7 +183,7 @@ def _lifetime(layout: Layout) -> Literal["detached", "non_detached"]:
     return "detached" if layout.detached else "non_detached"
 
 
-def _start_coordinator(layout: Layout, settings: ServerSettings, encoder: KeyEncoderFactory) -> Any:
+def _start_coordinator(layout: Layout, settings: ServerSettings) -> Any:
     # By preference where the driver is: there it has just made the state directory.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = ray.remote(settings.coordinator)
@@ -197,7 +197,7 @@ def _start_coordinator(layout: Layout, settings: ServerSettings, encoder: KeyEnc
             max_task_retries=0,  # clients repeat calls themselves, within their deadline
             max_concurrency=COORDINATOR_THREADS,
             scheduling_strategy=here,
-        ).remote(layout, encoder)
+        ).remote(layout)
     except ValueError as error:
         raise MemoryServerError(_runs_already(layout.name)) from error
 

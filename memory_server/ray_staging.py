@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 
 from memory_server.api import StageStatus
 from memory_server.epochs import EpochPlan
