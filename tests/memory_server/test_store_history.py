@@ -1,5 +1,6 @@
 """The log, names of versions, differences, compaction, and collecting garbage beside writers."""
 
+import itertools
 import os
 import threading
 import time
@@ -12,7 +13,7 @@ from memory_server.changes import Change
 from memory_server.compact import groups_to_rewrite
 from memory_server.errors import StoreConflict, StoreDamaged, UnknownDomain, UnknownVersion
 from memory_server.files import Files
-from memory_server.manifest import SegmentRef
+from memory_server.manifest import SegmentRef, dump_manifest, new_manifest
 from memory_server.store import Store
 from tests.memory_server.store_faults import content, prepared_store
 from tests.toy_memory import ToyEntry, empty_store, toy_entries, toy_store, write_toy_segment
@@ -53,16 +54,21 @@ def test_the_log_and_names_of_versions(tmp_path: Path) -> None:
 
 
 def test_a_prefix_of_two_versions_is_refused_with_both(tmp_path: Path) -> None:
-    store = toy_store(tmp_path / "s", toy_entries(range(300)))
-    known: dict[str, str] = {}
-    for entry_id in range(300):
-        version = store.commit(remove_ids=[entry_id], message="m")
-        if known.setdefault(version[:4], version) != version:
-            break
-    if known[version[:4]] == version:
-        pytest.skip("no two of 300 versions began alike")
-    with pytest.raises(UnknownVersion, match=f"2 versions.*{version}"):
-        store.resolve(version[:4])
+    store = prepared_store(tmp_path / "s")
+    head = store.manifest()
+    fields = {"parent": head.version, "time": head.time, "message": "m", "segments": ()}
+    alike = next(
+        manifest
+        for n in itertools.count()
+        if (manifest := new_manifest(**fields, nonce=str(n))).version[:4] == head.version[:4]
+    )
+    path = store.path / "manifests" / f"{alike.version}.json"
+    path.write_bytes(dump_manifest(alike))
+    (store.path / "next" / head.version).write_text(f"{alike.version}\n")
+    assert store.head() == alike.version
+    for version in (head.version, alike.version):
+        with pytest.raises(UnknownVersion, match=f"2 versions.*{version}"):
+            store.resolve(version[:4])
 
 
 def test_a_manifest_beside_the_line_is_no_version(tmp_path: Path) -> None:
