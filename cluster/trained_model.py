@@ -76,7 +76,7 @@ class TrainedModel:
             )
 
 
-def load_trained_model(path: Path, *, device: str = "cpu") -> TrainedModel:
+def load_trained_model(path: Path | str, *, device: str = "cpu") -> TrainedModel:
     """Open a model that `pluglm pretrain` exported, or any PlugLM saved with its tokenizer.
 
     Args:
@@ -87,6 +87,7 @@ def load_trained_model(path: Path, *, device: str = "cpu") -> TrainedModel:
         FileNotFoundError: it is not there. ConfigError: no PlugLM with a memory, or damaged.
         CorpusError: the tokenizer cannot be loaded.
     """
+    path = Path(path)
     _check_kind(path)
     # Its bars and advice are for people who load models by hand.
     transformers_logging.disable_progress_bar()

@@ -134,7 +134,7 @@ def test_unknown_names_in_a_file_name_what_is_nearest() -> None:
         ("memory.exclude_own_document=1", "memory.exclude_own_document = 1: must be true or false"),
         ("memory.refresh=asink", '"off"; did you mean "async"?'),
         ("memory.refresh=[1]", 'memory.refresh = [1]: must be one of "async", "sync", "off"'),
-        ("memory.index=ivf", 'memory.index = "ivf": must be "flat"'),
+        ("memory.key_dtype=int4", 'memory.key_dtype = "int4": must be one of "float32"'),
         ("memory.gpus_per_shard=1.5", "must be a whole number when above 1"),
         ("memory.max_staleness_steps=49", "at least memory.refresh_every_steps = 50"),
         ("runtime.zero_stage=4", "runtime.zero_stage = 4: must be from 0 to 3"),
