@@ -90,10 +90,10 @@ class LocalMemory:
         if encoder is None or weights is None:
             assert stored is not None
             encoder, weights = (lambda _: stored), {}
-        path = store.path if isinstance(store, Store) else Path(store)
+        location = store.location if isinstance(store, Store) else str(store)
         self._index = IndexSettings(kind=index) if isinstance(index, str) else index
         self._shard = Shard(
-            path,
+            location,
             shards=1,
             shard=0,
             encoder=encoder,
@@ -101,7 +101,7 @@ class LocalMemory:
             index=self._index,
             memory_limit_bytes=memory_limit_bytes,
         )
-        self._store = Store.open(path)
+        self._store = Store.open(location)
         self._tables_pay_from = tables_pay_from(
             encoder,
             entry_tokens=self._store.meta.entry_tokens,
