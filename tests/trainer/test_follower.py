@@ -39,7 +39,7 @@ class FakePin:
         self.memory, self.epoch = memory, epoch
 
     def renew(self) -> None:
-        raise AssertionError("a test does not last that long")
+        pass
 
     def close(self) -> None:
         self.memory.pinned.remove(self.epoch)
