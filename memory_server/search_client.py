@@ -1,8 +1,8 @@
 """A searcher's sockets: one connection per shard, in lanes that a thread has to itself for a call.
 
-A thread that searches borrows a lane and polls its sockets itself. Passing every message through
-one common thread was measured beside it and costs two more changes of thread per call. A lost
-connection is never mended in silence: it is reported, since its server may have moved.
+A thread that searches borrows a lane and polls its sockets itself, because handing every message to
+a common thread and back would cost two more changes of thread per call. A lost connection is never
+mended in silence: it is reported, since its server may have moved.
 """
 
 import contextlib
