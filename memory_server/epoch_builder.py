@@ -49,7 +49,7 @@ class EpochBuilder:
         queries: QueryLog,
     ) -> None:
         """Open the store; see `Shard` for the arguments."""
-        check_index(settings)
+        check_index(settings, device=device)
         self._store = Store.open(store_path)
         self._shards, self._shard = shards, shard
         self._device, self._settings = device, settings

@@ -57,6 +57,7 @@ def build_approximate(
     Raises:
         ValueError: FAISS cannot build it; what `check` raises.
     """
+    check_device(rows.keys.device)
     builder = _Builder(settings, rows.keys.device, previous, check)
     large = [view for view in rows.keys.views if builder.suits(view)]
     accelerated = [(view, *builder.accelerator(view.block)) for view in large]

@@ -99,13 +99,7 @@ class FaissBlock:
         if self._turn is not None:
             self._resources = faiss.StandardGpuResources()
             self._index = faiss.index_cpu_to_gpu(self._resources, device.index or 0, filled.index)
-        self._centroids_LQ: Tensor | None = None
-        if self._turn is None and _has_plain_lists(self._index):
-            # A view of FAISS's own: its small products are slower than torch's.
-            quantizer, lists = faiss.downcast_index(self._index.quantizer), self._index.nlist
-            held = faiss.rev_swig_ptr(quantizer.get_xb(), lists * self._index.d)
-            self._centroids_LQ = torch.from_numpy(held).view(lists, self._index.d)
-            self._index.nprobe = min(self._index.nprobe, lists)
+        self._centroids_LQ = self._held_centroids() if self._turn is None else None
         self.most_candidates = self.rows if self._turn is None else min(self.rows, GPU_CANDIDATES)
         self.takes_selection = self._turn is None and self._try_selection()
 
@@ -130,6 +124,15 @@ class FaissBlock:
             else:
                 _, rows = self._index.search(queries, count)
         return torch.from_numpy(rows).to(queries_BQ.device)
+
+    def _held_centroids(self) -> Tensor | None:
+        """A view of FAISS's own: torch is quicker with products of a few queries."""
+        if not _has_plain_lists(self._index):
+            return None
+        lists, width = self._index.nlist, self._index.d
+        self._index.nprobe = min(self._index.nprobe, lists)
+        held = faiss.downcast_index(self._index.quantizer).get_xb()
+        return torch.from_numpy(faiss.rev_swig_ptr(held, lists * width)).view(lists, width)
 
     def _try_selection(self) -> bool:
         everything = self.selection(torch.ones(self.rows, dtype=torch.bool))
