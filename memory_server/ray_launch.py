@@ -1,13 +1,10 @@
 """Start a memory's actors, all or none, and end them without leaving one."""
 
 import contextlib
-import hashlib
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -27,7 +24,7 @@ from memory_server.ray_places import (
     check_resources,
     living_nodes,
 )
-from memory_server.ray_shard import SHARED_MEMORY, HostSettings, ShardHost
+from memory_server.ray_shard import HostSettings, ShardHost
 from memory_server.ray_state import ServerBook, StateDirectory
 
 log = logging.getLogger(__name__)
@@ -226,7 +223,6 @@ def _start_host(
         threads=settings.threads_per_shard,
         memory_limit_bytes=None if limit is None else max(1, limit // on_node),
         queue_limit=settings.queue_limit,
-        scratch=str(_scratch(layout)),
     )
     return host.options(
         name=shard_name(layout.name, *address),
@@ -240,12 +236,6 @@ def _start_host(
         # If that node is gone Ray takes another one.
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
     ).remote(layout, host_settings, shard=address[0], replica=address[1])
-
-
-def _scratch(layout: Layout) -> Path:
-    """Where the actors of this memory on one node share what they compute: in memory."""
-    what = hashlib.sha256(f"{layout.state_dir}\0{layout.name}".encode()).hexdigest()[:12]
-    return SHARED_MEMORY / f"pluglm-{os.getuid()}-{what}"
 
 
 def _wait_until_up(addresses: Sequence[Address], actors: Sequence[Any], timeout_s: float) -> None:

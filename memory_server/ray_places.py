@@ -78,23 +78,31 @@ def assign_nodes(
     """
     left = {node.id: dict(node.resources) for node in nodes}
     count = {node.id: 0 for node in nodes}
+    order = list(left)
     places: dict[Address, str] = {}
     for replica in range(replicas):
         for shard in range(shards):
             taken = {places[shard, other] for other in range(replica)}
+            # Of equals, the node `replica` steps on: neighbours of many shards then share evenly.
+            first = order.index(places[shard, 0]) + replica if replica else 0
 
-            def rank(node: str, taken: set[str] = taken) -> tuple[bool, float, int, str]:
-                have = left[node]
-                lacking = sum(max(0.0, n - have.get(kind, 0.0)) for kind, n in each.items())
+            def rank(
+                node: str, taken: set[str] = taken, first: int = first
+            ) -> tuple[bool, bool, float, int, int]:
+                lacking = _lacking(left[node], each)
                 many = count[node] if placement == "spread" else -count[node]
-                lacking = 0.0 if lacking < _ROUNDING else lacking
-                return node in taken, lacking, many, node
+                steps = (order.index(node) - first) % len(order)
+                # Two replicas on one node are better than one that waits for room.
+                return lacking > 0, node in taken, lacking, many, steps
 
-            # Room comes before being apart: two replicas on one node are better than one that
-            # waits.
-            best = min(left, key=lambda node: (rank(node)[1] > 0, *rank(node)))
+            best = min(order, key=rank)
             places[shard, replica] = best
             count[best] += 1
             for kind, wanted in each.items():
                 left[best][kind] = left[best].get(kind, 0.0) - wanted
     return places
+
+
+def _lacking(have: Mapping[str, float], each: Mapping[str, float]) -> float:
+    lacking = sum(max(0.0, wanted - have.get(kind, 0.0)) for kind, wanted in each.items())
+    return 0.0 if lacking < _ROUNDING else lacking

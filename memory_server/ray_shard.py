@@ -49,7 +49,6 @@ class HostSettings:
 
     Attributes:
         memory_limit_bytes: of one shard's keys; None: what its node or GPU has free.
-        scratch: a directory of the node that its actors share.
     """
 
     encoder: KeyEncoderFactory
@@ -58,7 +57,6 @@ class HostSettings:
     threads: int = 1
     memory_limit_bytes: int | None = None
     queue_limit: int = 256
-    scratch: str | None = None
 
 
 class ShardHost:
@@ -90,7 +88,7 @@ class ShardHost:
                 encoder=settings.encoder,
                 device=settings.device,
                 index=layout.index,
-                scratch=None if settings.scratch is None else Path(settings.scratch),
+                scratch=_scratch(),
                 memory_limit_bytes=settings.memory_limit_bytes,
             )
         except MemoryServerError as error:
@@ -291,3 +289,9 @@ class ShardHost:
     def _check(self) -> None:
         if self._broken is not None:
             raise self._broken
+
+
+def _scratch() -> Path | None:
+    """Where this user's shards on a node share tables, in memory; of all memories, so that each
+    clears away what a dead one left."""
+    return SHARED_MEMORY / f"pluglm-{os.getuid()}" if SHARED_MEMORY.is_dir() else None

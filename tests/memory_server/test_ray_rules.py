@@ -1,0 +1,238 @@
+"""The rules by which a coordinator decides, without Ray: seals, room, places, state on disk."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from memory_server.epochs import EpochBook, EpochPlan, Receipt
+from memory_server.errors import MemoryServerError, StateDamaged, StateNotFound
+from memory_server.held_epoch import ShardStatus
+from memory_server.ray_names import Address, memory_of, shard_name
+from memory_server.ray_orders import Need, judge, orders_of, progress, shortage
+from memory_server.ray_places import Node, assign_nodes, check_resources
+from memory_server.ray_state import ServerBook, StateDirectory
+from memory_server.search_stats import LATENCY_BUCKETS_S
+from memory_server.stats import latency
+
+ADDRESSES = [(0, 0), (0, 1), (1, 0), (1, 1)]
+PLAN = EpochPlan(epoch=3, content_version="v", encoder_step=7, weights_id=2)
+
+
+def receipt(shard: int, **other: object) -> Receipt:
+    settings = {
+        "epoch": 3, "shard": shard, "encoder_step": 7, "content_version": "v", "rows": 12,
+        "live_rows": 10, "key_width": 8, "key_checksum": 100 + shard, "layout": 5,
+        "encoded_rows": 12, "bytes": {"keys": 384}, "seconds": 1.0,
+    }  # fmt: skip
+    return Receipt(**{**settings, **other})  # type: ignore[arg-type]
+
+
+def status(made: Receipt | None, **other: object) -> ShardStatus:
+    settings = {"state": "sealed", "done": 12, "total": 12, "error": None, "seconds": 1.0}
+    return ShardStatus(receipt=made, **{**settings, **other})  # type: ignore[arg-type]
+
+
+def statuses(**changed: object) -> dict[Address, ShardStatus]:
+    """Of four replicas that agree, but for what replica 1 of shard 1 is told to say."""
+    agreed = {address: status(receipt(address[0])) for address in ADDRESSES}
+    return {**agreed, (1, 1): status(receipt(1, **changed))}
+
+
+def test_an_epoch_is_sealed_by_one_receipt_of_each_shard() -> None:
+    verdict = judge(PLAN, statuses(), ADDRESSES, entries=20)
+    assert verdict is not None
+    assert verdict.failure is None
+    assert verdict.receipts == (receipt(0), receipt(1))
+    # Replicas may hold the same keys in other blocks; then their checksums say nothing.
+    other = judge(PLAN, statuses(layout=6, key_checksum=1), ADDRESSES, entries=20)
+    assert other is not None
+    assert other.failure is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"key_checksum": 1}, "replicas 0 and 1 of shard 1 made different keys"),
+        ({"rows": 13}, "replica 1 of shard 1 holds 13 rows"),
+        ({"live_rows": 9}, "9 of them live"),
+        ({"key_width": 4}, r"widths \[4, 8\]"),
+        ({"encoder_step": 6}, "not of what was staged"),
+        ({"content_version": "w"}, "not of what was staged"),
+    ],
+)
+def test_replicas_that_disagree_cannot_seal(changed: Mapping[str, object], reason: str) -> None:
+    verdict = judge(PLAN, statuses(**changed), ADDRESSES, entries=20)
+    assert verdict is not None
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(verdict.failure)
+
+
+def test_entries_must_not_be_lost_between_shards() -> None:
+    verdict = judge(PLAN, statuses(), ADDRESSES, entries=21)
+    assert verdict is not None
+    assert "hold 20 live entries together, the content has 21" in str(verdict.failure)
+
+
+def test_who_is_silent_is_waited_for_and_one_that_failed_decides() -> None:
+    some = statuses()
+    del some[0, 1]
+    assert judge(PLAN, some, ADDRESSES, entries=20) is None
+    some[0, 0] = status(None, state="encoding", done=3, remaining_s=4.0)
+    some[1, 0] = status(None, state="encoding", done=6, remaining_s=None)
+    assert judge(PLAN, some, ADDRESSES, entries=20) is None
+    assert progress(some).done == 3 + 6
+    assert progress(some).total == 24
+    assert progress(some).remaining_s is None
+    some[1, 0] = status(None, state="encoding", done=6, remaining_s=2.0)
+    assert progress(some).remaining_s == 4.0
+    some[1, 1] = status(None, state="failed", error="shard 1: no room")
+    verdict = judge(PLAN, some, ADDRESSES, entries=20)
+    assert verdict is not None
+    assert verdict.failure == "shard 1: no room"
+
+
+def test_what_an_epoch_needs_is_added_up_where_memory_is_shared() -> None:
+    needs = {
+        (0, 0): Need(place="node a", bytes=60, free=100),
+        (1, 0): Need(place="node b", bytes=60, free=100),
+    }
+    assert shortage(needs) is None
+    both = {**needs, (1, 0): Need(place="node a", bytes=60, free=110)}
+    assert shortage(both) == ("node a", 120, 100)
+    pending = {**needs, (1, 0): Need(place="node b", bytes=60, free=100, pending=50)}
+    assert shortage(pending) == ("node b", 110, 100)
+    # An epoch that adds nothing is never in the way.
+    nothing = {(0, 0): Need(place="node a", bytes=0, free=0, pending=10)}
+    assert shortage(nothing) is None
+
+
+def places(nodes: int, placement: str, *, cpus: float = 8.0, replicas: int = 2) -> list[list[str]]:
+    """The nodes of each shard's replicas, for three shards of one CPU each."""
+    there = [Node(id=f"n{i}", resources={"CPU": cpus}) for i in range(nodes)]
+    found = assign_nodes(
+        there,
+        shards=3,
+        replicas=replicas,
+        each={"CPU": 1.0},
+        placement=placement,  # type: ignore[arg-type]
+    )
+    return [[found[shard, r] for r in range(replicas)] for shard in range(3)]
+
+
+def test_replicas_are_apart_and_actors_spread_or_packed() -> None:
+    assert places(1, "spread") == [["n0", "n0"]] * 3
+    for placement in ("spread", "pack"):
+        assert all(len(set(of_one)) == 2 for of_one in places(4, placement))
+    spread = [node for of_one in places(3, "spread") for node in of_one]
+    assert sorted(spread) == ["n0", "n0", "n1", "n1", "n2", "n2"]
+    assert places(3, "pack", replicas=1) == [["n0"]] * 3
+    # Room comes first: two fit on a node, so the third goes to the next.
+    assert places(3, "pack", replicas=1, cpus=2.0) == [["n0"], ["n0"], ["n1"]]
+
+
+def test_what_no_cluster_has_is_refused() -> None:
+    nodes = [Node(id="a", resources={"CPU": 4.0}), Node(id="b", resources={"CPU": 2.0})]
+    check_resources(nodes, 6, {"CPU": 1.0})
+    with pytest.raises(ValueError, match=r"cpus_per_shard=1 need 7 CPU, but the Ray cluster has 6"):
+        check_resources(nodes, 7, {"CPU": 1.0})
+    with pytest.raises(ValueError, match="no node"):
+        check_resources(nodes, 1, {"CPU": 5.0})
+    with pytest.raises(ValueError, match="gpus_per_shard"):
+        check_resources(nodes, 1, {"GPU": 1.0})
+
+
+def test_orders_say_everything_that_is_wanted() -> None:
+    book = EpochBook()
+    for _ in range(3):
+        book.begin(encoder_step=1, new_weights=True, content_version="v")
+    book.seal([receipt(0, epoch=2)])
+    book.activate(2)
+    book.fail(3, "no room")
+    orders = orders_of(book, 9)
+    assert (orders.revision, orders.live) == (9, 2)
+    assert [(order.plan.epoch, order.sealed) for order in orders.epochs] == [(2, True), (1, False)]
+
+
+def full_book() -> ServerBook:
+    book = EpochBook()
+    book.begin(encoder_step=1, new_weights=True, content_version="v")
+    book.seal([receipt(0, epoch=1), receipt(1, epoch=1)])
+    book.activate(1)
+    book.begin(encoder_step=2, new_weights=True, content_version="w")
+    book.fail(2, "no room")
+    book.begin(encoder_step=3, new_weights=False, content_version="x")
+    pin = book.pin(1, 5.0, now=100.0)
+    book.leaving.add(3)
+    return ServerBook(
+        epochs=book,
+        revision=12,
+        requests={"token": 3},
+        successors={1: 3},
+        leases={pin.id: 5.0},
+        joins={"0-0": 2},
+    )
+
+
+def test_a_book_is_read_again_as_it_was_written(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "state")
+    with pytest.raises(StateNotFound, match="with weights"):
+        state.load(now=0.0)
+    book = full_book()
+    secret = state.create(book)
+    assert StateDirectory(tmp_path / "state").secret() == secret
+    assert state.load(now=100.0) == book
+    later = state.load(now=500.0).epochs
+    assert [pin.deadline for pin in later.pins.values()] == [505.0]  # its lease begins anew
+    (tmp_path / "state" / "book.json").write_text('{"format": "pluglm-memory-server-1", "rev')
+    with pytest.raises(StateDamaged, match=r"book\.json is damaged"):
+        state.load(now=0.0)
+
+
+def test_weights_are_kept_bit_by_bit_for_as_long_as_they_are_needed(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "state")
+    state.create(ServerBook())
+    given = {
+        "a": torch.randn(3, 4),
+        "half": torch.randn(5).to(torch.bfloat16),
+        "step": torch.tensor(7),
+    }
+    for weights_id in (1, 2):
+        state.save_weights(weights_id, given)
+    state.keep_weights({2})
+    found = state.load_weights(2)
+    assert found.keys() == given.keys()
+    assert all(torch.equal(found[name], given[name]) for name in given)
+    assert found["half"].dtype == torch.bfloat16
+    with pytest.raises(StateNotFound, match=r"1\.safetensors"):
+        state.load_weights(1)
+    damaged = state.weights_file(2)
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.raises(StateDamaged, match="stage the weights again"):
+        state.load_weights(2)
+    # Weights of epochs that failed are not needed; those of the live one are.
+    assert full_book().weights_needed() == {1}
+
+
+def test_one_coordinator_holds_a_state_directory(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "servers" / "a")
+    with state.locked(), pytest.raises(MemoryServerError, match="runs already"):
+        StateDirectory(tmp_path / "servers" / "a").locked().__enter__()
+    state.remove()
+    assert not (tmp_path / "servers").exists()
+
+
+def test_names() -> None:
+    assert memory_of(shard_name("my-shard", 3, 1)) == "my-shard"
+    assert memory_of("my-shard") == "my-shard"
+
+
+def test_percentiles_are_limits_of_buckets() -> None:
+    counts = [0] * (len(LATENCY_BUCKETS_S) + 1)
+    assert latency(counts, 0.0).p50_ms is None
+    counts[1], counts[4], counts[-1] = 90, 8, 2
+    found = latency(counts, 50.0)
+    assert (found.count, found.mean_ms) == (100, 500.0)
+    assert (found.p50_ms, found.p95_ms) == (1.0, 10.0)
+    assert found.p99_ms is None  # beyond the last bucket
