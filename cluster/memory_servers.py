@@ -112,12 +112,15 @@ def serve(store: Store, model: Path, settings: ServeSettings) -> MemoryInfo:
 def show(memory: RayMemory, version: str) -> int:
     """Have a server answer from a version of its store; the epoch that is live then.
 
+    "HEAD" means the head or what others show after it; any other name that very version.
+
     Raises:
         UnknownVersion: there is none. NotYetLive: it could not be staged; says why.
     """
     store = Store.open(memory.layout.store_path)
     check_same_memory(store, memory)
-    return show_version(store, memory, store.resolve(version))
+    resolved = store.resolve(version)
+    return show_version(store, memory, resolved, exactly=version != "HEAD")
 
 
 def versions_in_use(memory: RayMemory) -> frozenset[str]:
@@ -128,14 +131,14 @@ def versions_in_use(memory: RayMemory) -> frozenset[str]:
 
 
 def serve_in_foreground(
-    store: Store, model: Path, settings: ServeSettings, tell: Callable[[MemoryInfo], None]
+    store: Store, model: Path, settings: ServeSettings, tell: Callable[[MemoryInfo, str], None]
 ) -> None:
     """Start a Ray on this machine, serve in it, and end both after SIGINT, SIGTERM or `stop`.
 
     Only Ray's own command can start one that outlives the process that starts it.
 
     Args:
-        tell: called once, when the memory answers.
+        tell: called once with Ray's address, when the memory answers.
 
     Raises:
         LaunchError: this process is connected to a Ray, or none can be started. See `serve`.
@@ -143,7 +146,8 @@ def serve_in_foreground(
     cpus = settings.shards * settings.replicas * settings.threads_per_shard
     with stop_on_signals() as stopping, ray_session(ClusterConfig(address="local"), cpus=cpus):
         stopping.listen()  # Ray has taken SIGTERM for itself
-        tell(serve(store, model, settings))
+        info = serve(store, model, settings)
+        tell(info, str(ray.get_runtime_context().gcs_address))
         stopping.training = True  # from here on a signal is not an error, but the usual end
         while not stopping.event.wait(_LOOK_S):
             if not is_serving(settings.name):

@@ -117,7 +117,7 @@ def _serve(options: argparse.Namespace) -> int:
     from cluster.memory_servers import joined_ray, serve, serve_in_foreground
 
     if options.address == "local":
-        serve_in_foreground(store, model, settings, lambda info: _tell(info, options, "auto"))
+        serve_in_foreground(store, model, settings, lambda info, at: _tell(info, options, at))
         return 0
     with joined_ray(options.address):
         info = serve(store, model, settings)
@@ -139,14 +139,20 @@ def _tell(info: MemoryInfo, options: argparse.Namespace, address: str) -> None:
         }
         print(json.dumps(value, indent=1), flush=True)
         return
+    by_default = "auto" if options.address == "local" else address
     print(
         f"memory {name} serves {info.entries:,} entries in {info.shards} shards ({info.index}) of "
         f"version {info.content_version}\n"
-        f'trainers attach with memory.server="{name}" cluster.address="{address}", tools with '
-        f"--server {name} --address {address}",
+        f'trainers attach with memory.server="{name}" cluster.address="{by_default}", tools with '
+        f"--server {name} --address {by_default}",
         flush=True,
     )
     if options.address == "local":
+        print(
+            f"where several Rays run, this one is {address}; it asks for its token: set "
+            "RAY_AUTH_MODE=token",
+            flush=True,
+        )
         print("serving until Ctrl-C or `pluglm memory stop`", file=sys.stderr, flush=True)
 
 

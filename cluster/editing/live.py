@@ -37,24 +37,33 @@ def check_same_memory(store: Store, memory: Memory) -> None:
 
 
 def show_version(
-    store: Store, memory: Memory, version: str, *, timeout_s: float = SEAL_TIMEOUT_S
+    store: Store,
+    memory: Memory,
+    version: str,
+    *,
+    exactly: bool = False,
+    timeout_s: float = SEAL_TIMEOUT_S,
 ) -> int:
     """Have every later reply reflect a commit; blocks until it does, and returns the live epoch.
 
-    If another tool shows a later version, which holds this one, that is left as it is.
+    Args:
+        exactly: answer from this very version, also if a later one, which holds it, is live.
+            Otherwise that is left as it is: another tool has shown its own commit meanwhile.
 
     Raises:
         NotYetLive: the server could not stage it; says why, and how to go on.
     """
+
+    def is_shown(live: str) -> bool:
+        return live == version if exactly else holds(store, live, version)
+
     try:
-        return show_content(
-            memory, version, timeout_s=timeout_s, is_newer=lambda live: holds(store, live, version)
-        )
+        return show_content(memory, version, timeout_s=timeout_s, is_newer=is_shown)
     except (MemoryServerError, TimeoutError) as error:
         raise NotYetLive(
             f"version {version} is committed, but the server does not answer from it yet "
-            f"({' '.join(str(error).split())}); it goes on with the version before: put right what "
-            "is said, then `pluglm memory show`, or roll back"
+            f"({' '.join(str(error).split()).rstrip('.')}); it goes on with the version before: "
+            "put right what is said, then `pluglm memory show`, or roll back"
         ) from error
 
 

@@ -110,6 +110,7 @@ def test_what_does_not_fit_is_refused(
         ([*swap, "default", "b"], "'b'"),
         (["memory", "rollback", store, "nothing"], "no version or tag 'nothing'"),
         (["memory", "rollback", store, "HEAD~9"], "HEAD~9"),
+        (["memory", "rollback", store, "../../HEAD"], "no version or tag '../../HEAD'"),
         (["memory", "diff", store, "HEAD", "0000"], "0000"),
         (["memory", "log", store, "--start", "x"], "no version or tag 'x'"),
         (["memory", "tag", store, "HEAD"], "cannot name a tag"),
@@ -297,3 +298,51 @@ def test_a_store_below_a_foreign_directory_is_found_by_its_run(
     for where in (run, own_memory.corpus, own_memory.path):
         (entry,) = run_json(["memory", "log", str(where), "-n", "1"], capsys)
         assert entry["version"] == own_memory.store.head()
+
+
+@pytest.mark.parametrize("part", ["segments", "manifests"])
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_a_damaged_store_is_not_edited(
+    own_memory: OwnMemory, capsys: Capture, part: str, damage: str
+) -> None:
+    (path,) = [
+        path
+        for path in (own_memory.path / part).iterdir()
+        if part == "segments" or path.stem == own_memory.store.head()
+    ]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data if damage == "flip" else data[: len(data) // 2])
+    if (part, damage) == ("segments", "flip"):
+        # Only reading every byte finds it.
+        assert main(["memory", "verify", str(own_memory.path)]) == 1
+        assert path.name in capsys.readouterr().out
+        return
+    before = own_memory.files()
+    for words in (["add", "--text", "a king"], ["unplug", "default"], ["rollback", "HEAD~1"]):
+        line = ["memory", words[0], str(own_memory.path), *words[1:]]
+        assert path.name in refusal(line, capsys, code=1)
+    assert own_memory.files() == before
+
+
+def test_a_store_that_is_no_directory_is_edited_by_its_url(
+    own_memory: OwnMemory, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLUGLM_CACHE_DIR", str(tmp_path / "cache"))
+    meta = own_memory.store.meta
+    url = "memory://edited/store"
+    Store.create(
+        url,
+        tokenizer_fingerprint=meta.tokenizer_fingerprint,
+        entry_tokens=meta.entry_tokens,
+        vocab_size=meta.vocab_size,
+        pad_token_id=meta.pad_token_id,
+    )
+    words = ["memory", "add", url, "--text", "the king", "--domain", "far"]
+    assert "no tokenizer lies beside" in refusal(words, capsys)
+    words += ["--tokenizer", str(own_memory.corpus / "tokenizer")]
+    assert run_json(words, capsys)["entries_after"] == 1
+    assert main(["memory", "unplug", url, "far"]) == 0
+    assert main(["memory", "plug", url, "far"]) == 0
+    assert Store.open(url).manifest().domains() == {"far": 1}
+    assert main(["memory", "verify", url]) == 0

@@ -78,6 +78,10 @@ def test_a_commit_without_the_server_is_shown_when_asked(
     assert "a quiet king" not in found(tiny_run, before, capsys).values()
     assert main(["memory", "show", NAME]) == 0
     assert "a quiet king" in found(tiny_run, before + 1, capsys).values()
+    # An earlier version can be looked at without a commit.
+    assert main(["memory", "show", NAME, "HEAD~1"]) == 0
+    assert "a quiet king" not in found(tiny_run, before, capsys).values()
+    assert main(["memory", "show", NAME]) == 0
 
 
 def test_tools_attach_at_once(served: OwnMemory, tiny_run: TinyRun, capsys: Capture) -> None:
