@@ -104,9 +104,13 @@ def test_one_text_is_added_with_its_title(own_memory: OwnMemory, capsys: Capture
     ((entry_id, row),) = [(i, r) for i, r in own_memory.rows().items() if i not in before]
     assert (row.text, row.title, row.source, row.domain) == ("the king", "Royal", "me", "default")
     assert own_memory.store.manifest().message == "a king"
+    assert main(words) == 0
+    again = own_memory.rows()[entry_id + 1]
+    assert again.doc_id != row.doc_id
+    assert main(["memory", "remove", str(own_memory.path), "--id", str(entry_id + 1)]) == 0
     # A number that was given once is not given again, also when its entry is gone.
     assert main(["memory", "remove", str(own_memory.path), "--id", str(entry_id)]) == 0
-    assert run_json([*words, "--source", "me"], capsys)["added_ids"] == [entry_id + 1]
+    assert run_json([*words, "--source", "me"], capsys)["added_ids"] == [entry_id + 2]
 
 
 def test_a_run_is_edited_with_its_own_models_tokenizer(
