@@ -100,7 +100,7 @@ class MemoryStats:
     """The whole memory.
 
     Attributes:
-        newest_step: the newest encoder step that was ever staged.
+        newest_step: the newest encoder step of the epochs that are held or coming.
         staleness_steps: by how much the live keys are behind it.
         live_s: seconds since the live epoch was activated; None: before the coordinator restarted.
         pins: of readers. epochs: all that are held or coming.
