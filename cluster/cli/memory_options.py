@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.cli.command import UsageError
 from cluster.cli.text import size, snippet, table
 
 if TYPE_CHECKING:
@@ -204,15 +203,3 @@ def edit_as_text(edit: Edit, server: str | None) -> str:
     if edit.epoch is not None:
         lines.append(f"the server {server} answers from it (epoch {edit.epoch})")
     return "\n".join(lines)
-
-
-def needs_one(given: dict[str, object], what: str) -> None:
-    """Refuse options of which exactly one is needed.
-
-    Raises:
-        UsageError: none or several are given.
-    """
-    names = [name for name, value in given.items() if value]
-    if len(names) != 1:
-        said = f"{' and '.join(names)} are given" if names else "nothing is given"
-        raise UsageError(f"{what}: {said}; give one of {', '.join(given)}")
