@@ -17,12 +17,11 @@ from memory_server.index_factory import build_index, check_index
 from memory_server.key_blocks import KeyBlock
 from memory_server.key_sources import KeySources
 from memory_server.keys import (
-    bytes_per_row,
     encode,
     held_spans,
     layout_and_checksum,
     make_keys,
-    rows_to_encode,
+    staging_bytes,
 )
 from memory_server.recall_audit import Audit, QueryLog, measure_stale_share
 from memory_server.recall_gate import MIN_QUERIES
@@ -94,7 +93,11 @@ class EpochBuilder:
 
         def fits(width: int) -> None:
             what = f"epoch {plan.epoch} on shard {self._shard}"
-            check_fits(self._cost(content, held, width), self.free_bytes(sealed), what=what)
+            check_fits(
+                staging_bytes(content, held, self._settings, width),
+                self.free_bytes(sealed),
+                what=what,
+            )
 
         def exact_keys(rows: Int64Array) -> Tensor:
             return encode(encoder(), content, rows, self._device)
@@ -127,6 +130,7 @@ class EpochBuilder:
             ),
             previous=sealed[0].index if sealed else None,
             recent_queries=recent,
+            check=lambda: advance(0),
         )
         layout, checksum = layout_and_checksum(keys)
         receipt = Receipt(
@@ -169,7 +173,8 @@ class EpochBuilder:
         if width is None:
             return 0
         held = _blocks_of(plan.weights_id, sealed)
-        return self._cost(self._content(plan.content_version, held, sealed), held, width)
+        content = self._content(plan.content_version, held, sealed)
+        return staging_bytes(content, held, self._settings, width)
 
     def free_bytes(self, sealed: Sequence[SealedEpoch]) -> int:
         """Bytes that may still be taken: what is free, or what is left of the limit."""
@@ -205,10 +210,6 @@ class EpochBuilder:
                 self._store.verify_segment(ref)
                 self._verified.add(ref.sha256)
         return content
-
-    def _cost(self, content: ShardContent, held: Sequence[KeyBlock], width: int) -> int:
-        per_row = bytes_per_row(self._settings, width)
-        return content.bytes_beside_tokens + rows_to_encode(content, held) * per_row
 
 
 def _blocks_of(weights_id: int, sealed: Sequence[SealedEpoch]) -> list[KeyBlock]:

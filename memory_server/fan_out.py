@@ -12,12 +12,11 @@ import numpy as np
 from torch import Tensor
 
 from memory_server.api import Entry, LostShardPolicy, Retrieved
-from memory_server.combined_replies import as_retrieved, combine_replies
 from memory_server.endpoints import Endpoints, ResolveEndpoint
 from memory_server.errors import MemoryClosed, ShardLost, UnknownEntry, UnknownEpoch
 from memory_server.fan_out_call import ActorCall, Call, Links, Question, Task
 from memory_server.hedging import HedgeAfter, HedgeDelay, ReplicaBook
-from memory_server.replies import ShardReply
+from memory_server.replies import ShardReply, as_retrieved, combine_replies
 from memory_server.search_client import Lane, Lanes
 from memory_server.search_stats import Counters, FanoutStats, fanout_stats
 from memory_server.waiting import in_order

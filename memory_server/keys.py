@@ -11,6 +11,7 @@ from torch import Tensor
 from memory_server.api import KeysById, KeySource
 from memory_server.content import Part, ShardContent
 from memory_server.index import IndexSettings
+from memory_server.index_factory import expected_index_bytes
 from memory_server.key_blocks import BlockedKeys, KeyBlock
 from memory_server.key_codes import KeyCodes, KeyDtype
 from memory_server.segments import Int64Array
@@ -34,18 +35,16 @@ def held_spans(blocks: Sequence[KeyBlock]) -> dict[str, list[tuple[int, int]]]:
     return spans
 
 
-def rows_to_encode(content: ShardContent, held: Sequence[KeyBlock]) -> int:
-    """How many rows no held block covers, at most: the tail counts whole."""
-    covered = sum(part.rows for part in content.large_parts if _covering(part, held) is not None)
-    return content.rows - covered
-
-
-def bytes_per_row(settings: IndexSettings, width: int) -> int:
-    """What a row's key takes in memory while an epoch is held: an upper bound."""
+def staging_bytes(
+    content: ShardContent, held: Sequence[KeyBlock], settings: IndexSettings, width: int
+) -> int:
+    """What an epoch of this content adds to what is held: an upper bound."""
     numbers = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}[settings.key_dtype]
-    # A scale, and for an approximate index a second copy and its own references at most.
-    approximate = 0 if settings.kind == "flat" else 4 * width + 16
-    return numbers * width + 8 + approximate
+    per_row = numbers * width + 8  # a scale and an error bound
+    new = [part.rows for part in content.large_parts if _covering(part, held) is None]
+    approximate = sum(expected_index_bytes(settings, rows=rows, width=width) for rows in new)
+    tail = (content.rows - content.tail_start) * 4 * width
+    return content.bytes_beside_tokens + sum(new) * per_row + tail + approximate
 
 
 def make_keys(

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from memory_server.api import Retrieved
-from memory_server.merge import merge_order, side_by_side
+from memory_server.merge import merge_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,14 @@ def merge_replies(
     device: torch.device,
     missing_shards: tuple[int, ...] = (),
 ) -> Retrieved:
-    """Merge the replies of one epoch; ties have the lower id first, whatever the number of shards.
+    """The answer that the replies of one epoch make; see `combine_replies`."""
+    return as_retrieved(combine_replies(replies, k), device=device, missing_shards=missing_shards)
+
+
+def combine_replies(replies: Sequence[ShardReply], k: int) -> ShardReply:
+    """The k best of all; ties have the lower id first, so that it does not matter who combines.
+
+    Only the winners' tokens are touched, and keep their stored type.
 
     Raises:
         ValueError: there is no reply, or the replies are of different epochs.
@@ -45,24 +51,41 @@ def merge_replies(
     epochs = {(reply.epoch, reply.encoder_step) for reply in replies}
     if len(epochs) != 1:
         raise ValueError(f"replies must be of one epoch, these are of {sorted(epochs)}")
+    if len(replies) == 1:
+        return replies[0]
     epoch, encoder_step = epochs.pop()
-    scores_GBk = _stacked([reply.scores for reply in replies])
-    ids_GBk = _stacked([reply.ids for reply in replies])
-    order_Bk = merge_order(scores_GBk, ids_GBk, k)
-    tokens_BMS = side_by_side(_stacked([reply.tokens.astype(np.int64) for reply in replies]))
-    wide_order = order_Bk.unsqueeze(2).expand(-1, -1, tokens_BMS.shape[2])
-    doc_ids_GBk = _stacked([reply.doc_ids for reply in replies])
-    return Retrieved(
-        ids=side_by_side(ids_GBk).gather(1, order_Bk).to(device),
-        scores=side_by_side(scores_GBk).gather(1, order_Bk).to(device),
-        tokens=tokens_BMS.gather(1, wide_order).to(device),
-        doc_ids=side_by_side(doc_ids_GBk).gather(1, order_Bk).to(device),
+    ids_GBK = np.stack([reply.ids for reply in replies])
+    scores_GBK = np.stack([reply.scores for reply in replies])
+    order_Bk = merge_order(torch.from_numpy(scores_GBK), torch.from_numpy(ids_GBK), k).numpy()
+    _, rows, hits = ids_GBK.shape
+    shard_Bk, hit_Bk = np.divmod(order_Bk, hits)
+    # Where a winner lies when all shards' hits are one below the other.
+    at_Bk = (shard_Bk * rows + np.arange(rows)[:, None]) * hits + hit_Bk
+    tokens = [reply.tokens.reshape(rows * hits, reply.tokens.shape[2]) for reply in replies]
+    doc_ids = [reply.doc_ids.reshape(-1) for reply in replies]
+    return ShardReply(
+        shard=replies[0].shard,
+        ids=ids_GBK.reshape(-1).take(at_Bk),
+        scores=scores_GBK.reshape(-1).take(at_Bk),
+        doc_ids=np.concatenate(doc_ids).take(at_Bk),
+        tokens=np.concatenate(tokens).take(at_Bk, axis=0),
         epoch=epoch,
         encoder_step=encoder_step,
-        missing_shards=missing_shards,
         exact=all(reply.exact for reply in replies),
     )
 
 
-def _stacked(arrays: list[npt.NDArray[Any]]) -> Tensor:
-    return torch.from_numpy(np.stack(arrays))
+def as_retrieved(
+    reply: ShardReply, *, device: torch.device, missing_shards: tuple[int, ...]
+) -> Retrieved:
+    """The one reply as an answer; its tensors are its own, while a reply may be a view."""
+    return Retrieved(
+        ids=torch.from_numpy(reply.ids.copy()).to(device),
+        scores=torch.from_numpy(reply.scores.copy()).to(device),
+        tokens=torch.from_numpy(reply.tokens.astype(np.int64)).to(device),
+        doc_ids=torch.from_numpy(reply.doc_ids.copy()).to(device),
+        epoch=reply.epoch,
+        encoder_step=reply.encoder_step,
+        missing_shards=missing_shards,
+        exact=reply.exact,
+    )

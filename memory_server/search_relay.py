@@ -7,11 +7,10 @@ Then about sqrt(shards) servers, drawn anew for each search, do that for a group
 import threading
 from collections import OrderedDict
 
-from memory_server.combined_replies import combine_replies
 from memory_server.errors import ShardLost
 from memory_server.fan_out import SearchFanout
 from memory_server.fan_out_call import Question
-from memory_server.replies import ShardReply
+from memory_server.replies import ShardReply, combine_replies
 from memory_server.wire import Kind, Preamble
 from memory_server.wire_messages import unpack_hits, unpack_search
 

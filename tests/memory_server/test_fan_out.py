@@ -12,14 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memory_server.api import Retrieved
-from memory_server.combined_replies import combine_replies
 from memory_server.errors import (
     MemoryClosed,
     UnknownEntry,
     UnknownEpoch,
 )
 from memory_server.fan_out import SearchFanout, groups_of
-from memory_server.replies import ShardReply, merge_replies
+from memory_server.replies import ShardReply, combine_replies, merge_replies
 from memory_server.shard import Shard
 from tests.memory_server.support_search import (
     SECRET,
