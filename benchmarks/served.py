@@ -89,7 +89,7 @@ def other_weights(weights: dict[str, Tensor], *, seed: int) -> dict[str, Tensor]
     """The weights after some training, as far as a memory can tell."""
     random = torch.Generator().manual_seed(seed)
     return {
-        name: tensor + 0.01 * tensor.std() * torch.randn(tensor.shape, generator=random)
+        name: tensor + 0.01 * tensor.abs().mean() * torch.randn(tensor.shape, generator=random)
         for name, tensor in weights.items()
     }
 

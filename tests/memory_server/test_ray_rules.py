@@ -7,12 +7,21 @@ import pytest
 import torch
 
 from memory_server.epochs import EpochBook, EpochPlan, Receipt
-from memory_server.errors import MemoryServerError, StateDamaged, StateNotFound
+from memory_server.errors import (
+    MemoryServerError,
+    RefreshFailed,
+    ShardRestoring,
+    StateDamaged,
+    StateNotFound,
+)
 from memory_server.held_epoch import ShardStatus
+from memory_server.ray_metrics import latency_sample
 from memory_server.ray_names import Address, memory_of, shard_name
 from memory_server.ray_orders import Need, judge, orders_of, progress, shortage
 from memory_server.ray_places import Node, assign_nodes, check_resources
+from memory_server.ray_restored import RestoredShard
 from memory_server.ray_state import ServerBook, StateDirectory
+from memory_server.replies import ShardReply
 from memory_server.search_stats import LATENCY_BUCKETS_S
 from memory_server.stats import latency
 
@@ -236,3 +245,38 @@ def test_percentiles_are_limits_of_buckets() -> None:
     assert (found.count, found.mean_ms) == (100, 500.0)
     assert (found.p50_ms, found.p95_ms) == (1.0, 10.0)
     assert found.p99_ms is None  # beyond the last bucket
+
+
+class Broken:
+    """A shard that could not build what it is asked for."""
+
+    shard = 3
+
+    def search(self, *arguments: object, **settings: object) -> ShardReply:
+        raise RefreshFailed("the file is damaged")
+
+    entries = search
+
+
+def test_a_shard_that_starts_never_denies_what_all_vouched_for() -> None:
+    restored = RestoredShard(Broken())  # type: ignore[arg-type]
+    queries = torch.zeros(1, 8)
+    for ask in (lambda: restored.search(queries, 1, epoch=9), lambda: restored.entries([1])):
+        with pytest.raises(ShardRestoring, match="not read its orders"):
+            ask()
+    restored.joined(frozenset({5}))
+    for epoch in (5, None):
+        with pytest.raises(ShardRestoring, match="cannot restore: the file is damaged"):
+            restored.search(queries, 1, epoch=epoch)
+    with pytest.raises(RefreshFailed, match="the file is damaged"):
+        restored.search(queries, 1, epoch=6)
+
+
+def test_a_sample_of_latencies_keeps_the_rare_ones() -> None:
+    counts = [0] * (len(LATENCY_BUCKETS_S) + 1)
+    counts[0], counts[5], counts[-1] = 10_000, 100, 1
+    sample = latency_sample(counts, 200)
+    assert 200 <= len(sample) <= 203
+    assert sample.count(LATENCY_BUCKETS_S[5]) == 2
+    assert max(sample) > LATENCY_BUCKETS_S[-1]
+    assert latency_sample([3] + [0] * len(LATENCY_BUCKETS_S), 200) == [LATENCY_BUCKETS_S[0]] * 3
