@@ -167,6 +167,7 @@ class RayMemory:
             memory = cls(
                 leader, on_lost_shard=on_lost_shard, deadline_s=deadline_s, started=started
             )
+            memory._shards()  # refuses bad settings of searches before any work
             epoch = memory.stage(
                 encoder_step=first.encoder_step,
                 weights=first.weights,

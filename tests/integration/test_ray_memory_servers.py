@@ -124,6 +124,8 @@ def test_what_cannot_be_served_is_refused(address: str, store_path: Path, tmp_pa
             resources_per_shard={"unobtainium": 1.0},
             **SETTINGS,
         )
+    with pytest.raises(ValueError, match="fan_in"):
+        RayMemory.start(store_path, name="bad", weights=toy_weights(1), fan_in=0, **SETTINGS)
     state = tmp_path / "state"
     settings = {**SETTINGS, "weights": toy_weights(1), "state_dir": state}
     with (
