@@ -17,7 +17,7 @@ import torch
 from harness import Spread, argument_parser, begin, finish, positive, spread_of_ratios, table
 from served import invented_store, key_encoder, local_ray, queries_like
 
-from memory_server.ray_client import RayMemory
+from memory_server.actors.client import RayMemory
 
 
 def burn() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_server.segments import write_segment
-from memory_server.store import Store
+from memory_server.store.segments import write_segment
+from memory_server.store.store import Store
 
 _SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
 _WORDS = 20_000

@@ -26,10 +26,10 @@ from served import (
     queries_like,
 )
 
+from memory_server.actors.client import RayMemory
 from memory_server.api import Memory
-from memory_server.index import IndexSettings
-from memory_server.ray_client import RayMemory
-from memory_server.store import Store
+from memory_server.index.base import IndexSettings
+from memory_server.store.store import Store
 from memory_server.switch import show_content
 
 

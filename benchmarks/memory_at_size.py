@@ -32,9 +32,9 @@ from harness import (
 )
 from served import invented_segment, invented_store, key_encoder, other_weights, queries_like
 
-from memory_server.index import IndexSettings
+from memory_server.index.base import IndexSettings
 from memory_server.local import LocalMemory
-from memory_server.store import Store
+from memory_server.store.store import Store
 from memory_server.switch import show_content
 
 

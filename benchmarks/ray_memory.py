@@ -25,8 +25,8 @@ from harness import (
 )
 from served import invented_store, key_encoder, local_ray, queries_like
 
+from memory_server.actors.client import RayMemory
 from memory_server.local import LocalMemory
-from memory_server.ray_client import RayMemory
 
 
 def main() -> None:

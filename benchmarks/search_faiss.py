@@ -31,12 +31,12 @@ from harness import (
 )
 from torch import Tensor
 
-from memory_server.approximate_index import ApproximateIndex
-from memory_server.index import IndexInput, IndexSettings
-from memory_server.index_factory import build_index
-from memory_server.key_blocks import BlockedKeys, KeyBlock
-from memory_server.key_codes import KeyCodes
-from memory_server.recall_audit import recall_at_k
+from memory_server.index.approximate_index import ApproximateIndex
+from memory_server.index.base import IndexInput, IndexSettings
+from memory_server.index.factory import build_index
+from memory_server.index.recall_audit import recall_at_k
+from memory_server.keys.key_blocks import BlockedKeys, KeyBlock
+from memory_server.keys.key_codes import KeyCodes
 
 CLUSTERS, TEST_QUERIES = 1000, 256
 

@@ -30,8 +30,8 @@ from search_flat import ENTRY_TOKENS, VOCABULARY, WIDTH, RowEncoder, clustered_k
 from torch import Tensor
 
 from memory_server.api import Retrieved
-from memory_server.index import IndexSettings
-from memory_server.key_codes import KEY_DTYPES
+from memory_server.index.base import IndexSettings
+from memory_server.keys.key_codes import KEY_DTYPES
 from memory_server.local import LocalMemory
 
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memory_server.api import Memory
-from memory_server.segments import write_segment
-from memory_server.store import Store
+from memory_server.store.segments import write_segment
+from memory_server.store.store import Store
 from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM
 
 VOCABULARY, ENTRY_TOKENS = 30_522, 64

@@ -28,9 +28,9 @@ from harness import (
 from torch import Tensor
 
 from memory_server.api import Entry, Retrieved
-from memory_server.fan_out import SearchFanout
 from memory_server.replies import ShardReply, merge_replies
-from memory_server.search_server import SearchServer
+from memory_server.wire.fan_out import SearchFanout
+from memory_server.wire.search_server import SearchServer
 
 WIDTH = 128
 INLINE_BYTES = 64 << 10  # a larger argument goes through the object store once for all actors

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from cluster.config import PretrainConfig
 from cluster.errors import LaunchError
-from memory_server.index import IndexSettings
-from memory_server.index_factory import check_index
+from memory_server.index.base import IndexSettings
+from memory_server.index.factory import check_index
 from memory_server.requests import MAX_TOP_K
-from memory_server.store import Store
+from memory_server.store.store import Store
 from model import PlugLMConfig
 from trainer.build import model_config
 from trainer.checkpoint import CheckpointState, latest_checkpoint, read_state

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from memory_server.api import Entry, Memory, Retrieved
-from memory_server.segments import write_segment
-from memory_server.store import Store
+from memory_server.store.segments import write_segment
+from memory_server.store.store import Store
 from memory_server.switch import show_content
 from model import PlugLMForMaskedLM
 from trainer.corpus.tokenizer import load_tokenizer

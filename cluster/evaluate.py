@@ -11,7 +11,7 @@ from cluster import checks
 from cluster.config import PretrainConfig
 from cluster.resources import choose_device, local_gpus
 from cluster.trained_model import load_trained_model
-from memory_server.store import Store
+from memory_server.store.store import Store
 from trainer.evaluate import evaluation_report
 from trainer.task import CorpusTask
 

@@ -15,12 +15,12 @@ from cluster.editing.live import check_same_memory, show_version
 from cluster.ray_session import ray_session
 from cluster.stop import stop_on_signals
 from cluster.trained_model import load_trained_model
+from memory_server.actors.client import RayMemory
+from memory_server.actors.servers import ServerInfo
 from memory_server.api import MemoryInfo
-from memory_server.index import IndexSettings
-from memory_server.index_factory import check_index
-from memory_server.ray_client import RayMemory
-from memory_server.ray_servers import ServerInfo
-from memory_server.store import Store
+from memory_server.index.base import IndexSettings
+from memory_server.index.factory import check_index
+from memory_server.store.store import Store
 from model import KeyEncoderFactory
 
 _LOOK_S = 2.0

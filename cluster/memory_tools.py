@@ -14,7 +14,7 @@ from cluster.config import ConfigError
 from cluster.trained_model import TrainedModel, load_trained_model
 from memory_server.api import Entry, Memory, Retrieved
 from memory_server.requests import MAX_TOP_K
-from memory_server.store import Store
+from memory_server.store.store import Store
 
 MASK = "[MASK]"
 

@@ -23,8 +23,8 @@ from cluster.run_lock import run_lock
 from cluster.run_memory import run_memory
 from cluster.stop import Stop, stop_on_signals
 from cluster.trainer_actor import Gang, TrainerDied, first_failure, trainer_gang
-from memory_server.ray_client import RayMemory
-from memory_server.store import Store
+from memory_server.actors.client import RayMemory
+from memory_server.store.store import Store
 from model import PlugLMConfig
 from trainer.build import build_model
 from trainer.checkpoint import latest_checkpoint, read_key_weights

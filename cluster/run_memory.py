@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cluster import checks
 from cluster.config import PretrainConfig
-from memory_server.ray_client import RayMemory
-from memory_server.ray_names import Layout
+from memory_server.actors.client import RayMemory
+from memory_server.actors.names import Layout
 from model import KeyEncoderFactory, PlugLMConfig
 from trainer.settings import ConfigError
 

@@ -13,7 +13,7 @@ from cluster.config import load_config
 from cluster.presets import preset
 from cluster.pretrain import run_task, to_stderr
 from cluster.quickstart import fitting_trainers, is_complete, show_again
-from memory_server.store import Store
+from memory_server.store.store import Store
 from trainer.checkpoint import latest_checkpoint
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.export import read_exported, write_json

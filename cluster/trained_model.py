@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from cluster.config import ConfigError
 from memory_server.errors import TokenizerMismatch
 from memory_server.local import LocalMemory
-from memory_server.store import Store
+from memory_server.store.store import Store
 from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM
 from trainer.corpus.tokenizer import load_tokenizer, tokenizer_fingerprint
 

@@ -10,15 +10,15 @@ from typing import Self
 from torch import Tensor
 
 from memory_server.api import Entry, KeyEncoderFactory, MemoryInfo, Retrieved, StageStatus
-from memory_server.epochs import EpochBook, Pin
 from memory_server.errors import MemoryClosed, RefreshFailed
-from memory_server.free_memory import check_fits
-from memory_server.index import IndexSettings
-from memory_server.key_sources import tables_pay_from
+from memory_server.index.base import IndexSettings
+from memory_server.keys.key_sources import tables_pay_from
+from memory_server.keys.stored_vectors import StoredVectors
 from memory_server.replies import merge_replies
-from memory_server.shard import Shard
-from memory_server.store import Store
-from memory_server.stored_vectors import StoredVectors
+from memory_server.shard.epochs import EpochBook, Pin
+from memory_server.shard.free_memory import check_fits
+from memory_server.shard.shard import Shard
+from memory_server.store.store import Store
 from memory_server.waiting import in_order, wait_until_sealed
 
 INITIAL_TIMEOUT_S = 24 * 3600.0

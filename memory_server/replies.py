@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from memory_server.api import Retrieved
-from memory_server.merge import merge_order
+from memory_server.index.merge import merge_order
 
 
 @dataclass(frozen=True, kw_only=True)

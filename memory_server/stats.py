@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from memory_server.api import StageState
-from memory_server.search_stats import LATENCY_BUCKETS_S
+from memory_server.wire.search_stats import LATENCY_BUCKETS_S
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from memory_server.ray_coordinator import Coordinator
+from memory_server.actors.coordinator import Coordinator
 
 
 class DyingCoordinator(Coordinator):

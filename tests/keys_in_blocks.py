@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from memory_server.index import ExactKeys, IndexInput, RecentQueries
-from memory_server.key_blocks import BlockedKeys, KeyBlock
-from memory_server.key_codes import KeyCodes, KeyDtype
+from memory_server.index.base import ExactKeys, IndexInput, RecentQueries
+from memory_server.keys.key_blocks import BlockedKeys, KeyBlock
+from memory_server.keys.key_codes import KeyCodes, KeyDtype
 
 
 def clustered_keys(count: int, width: int, *, clusters: int = 50, seed: int = 0) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 
 from memory_server.api import EpochPin, Memory, Retrieved
 from memory_server.errors import CoordinatorLost, DuplicateEntry, UnknownEntry, UnknownEpoch
-from memory_server.store import Store
+from memory_server.store.store import Store
 from memory_server.switch import show_content
 from tests.toy_memory import (
     ENTRY_TOKENS,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from memory_server.api import KeyEncoder
-from memory_server.files import Files
-from memory_server.segments import write_segment
-from memory_server.store import Store
+from memory_server.store.files import Files
+from memory_server.store.segments import write_segment
+from memory_server.store.store import Store
 
 VOCAB, ENTRY_TOKENS, KEY_WIDTH, PAD = 50, 6, 8, 0
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from memory_server.store import Store
+from memory_server.store.store import Store
 from trainer.corpus.info import load_corpus_info
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.data.cursor import Cursor

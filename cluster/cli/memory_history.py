@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from memory_server.manifest import Manifest
-    from memory_server.store import Store
+    from memory_server.store.manifest import Manifest
+    from memory_server.store.store import Store
 
 _VERSIONS = (
     "A version is named in full, by a unique beginning of four digits or more, by a tag, or HEAD;\n"

@@ -17,8 +17,8 @@ from cluster.cli.text import pairs, size, table
 if TYPE_CHECKING:
     from cluster.memory_tools import Hit
     from memory_server.api import MemoryInfo
-    from memory_server.history import LogEntry
-    from memory_server.store import Store
+    from memory_server.store.history import LogEntry
+    from memory_server.store.store import Store
 
 _SHOWN_VERSIONS = 10
 

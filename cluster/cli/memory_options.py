@@ -14,8 +14,8 @@ from cluster.cli.text import size, snippet, table
 if TYPE_CHECKING:
     from cluster.editing.edits import Editor
     from cluster.editing.outcome import Edit
-    from memory_server.ray_client import RayMemory
-    from memory_server.store import Store
+    from memory_server.actors.client import RayMemory
+    from memory_server.store.store import Store
 
 STORE_HELP = (
     "a memory's store (a directory or a URL), or a corpus or run directory, whose memory is taken"
@@ -81,7 +81,7 @@ def opened_store(given: str, *, check: bool = True) -> Store:
         FileNotFoundError, StoreError: there is none, or it is damaged.
     """
     from cluster.cli.places import memory_path
-    from memory_server.store import Store
+    from memory_server.store.store import Store
 
     location = given if "://" in given else str(memory_path(Path(given)))
     return Store.open(location, check=check)

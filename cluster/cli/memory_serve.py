@@ -82,7 +82,7 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _settings(options: argparse.Namespace) -> ServeSettings:
     from cluster.memory_servers import ServeSettings
-    from memory_server.index import IndexSettings
+    from memory_server.index.base import IndexSettings
 
     return ServeSettings(
         name=options.name,

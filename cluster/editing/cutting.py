@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cluster.editing.passages import Passage
 from cluster.editing.tokenizer import StoreTokenizer
-from memory_server.segments import SegmentMeta
+from memory_server.store.segments import SegmentMeta
 from trainer.corpus.entries import cut_entries, entry_prefix, padded_row
 from trainer.corpus.errors import CorpusError
 

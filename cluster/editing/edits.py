@@ -17,11 +17,11 @@ from cluster.editing.segment_writer import SegmentWriter
 from cluster.editing.tokenizer import find_tokenizer, store_neighbours, titles_in_entries
 from cluster.editing.transfer import transferred
 from memory_server.api import Memory
-from memory_server.changes import Addition, Change, Plug
 from memory_server.errors import DomainPlugged, StoreConflict
-from memory_server.manifest import Manifest
-from memory_server.names import check_domain
-from memory_server.store import Store
+from memory_server.store.changes import Addition, Change, Plug
+from memory_server.store.manifest import Manifest
+from memory_server.store.names import check_domain
+from memory_server.store.store import Store
 
 ATTEMPTS = 12
 PAUSE_S = (

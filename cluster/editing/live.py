@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memory_server.api import Memory
 from memory_server.errors import MemoryServerError, TokenizerMismatch, UnknownVersion
-from memory_server.store import Store
+from memory_server.store.store import Store
 from memory_server.switch import show_content
 
 SEAL_TIMEOUT_S = 24 * 3600.0

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_server.id_rows import rows_with
-from memory_server.manifest import Manifest, SegmentRef
-from memory_server.segments import Segment
-from memory_server.store import Store
+from memory_server.store.id_rows import rows_with
+from memory_server.store.manifest import Manifest, SegmentRef
+from memory_server.store.segments import Segment
+from memory_server.store.store import Store
 
 Int64Array = NDArray[np.int64]
 

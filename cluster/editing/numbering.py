@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cluster.editing.lookup import largest_doc_id
 from cluster.editing.passages import LARGEST_ID, Passage
-from memory_server.manifest import Manifest
-from memory_server.store import Store
+from memory_server.store.manifest import Manifest
+from memory_server.store.store import Store
 from trainer.corpus.errors import CorpusError
 
 

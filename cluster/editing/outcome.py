@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.editing.reading import Read
-from memory_server.changes import DomainChange, Plan
-from memory_server.differences import Diff
-from memory_server.manifest import Manifest
+from memory_server.store.changes import DomainChange, Plan
+from memory_server.store.differences import Diff
+from memory_server.store.manifest import Manifest
 
 SAMPLE = 10
 

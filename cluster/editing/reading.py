@@ -12,8 +12,8 @@ from cluster.editing.numbering import Numbering
 from cluster.editing.passages import Knowledge, Passage
 from cluster.editing.segment_writer import SegmentWriter
 from memory_server.errors import DuplicateEntry, UnknownEntry
-from memory_server.manifest import Manifest
-from memory_server.store import Store
+from memory_server.store.manifest import Manifest
+from memory_server.store.store import Store
 from trainer.corpus.errors import CorpusError
 
 CHUNK = 4096

@@ -10,9 +10,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_server.changes import Addition
-from memory_server.segments import Segment, write_segment
-from memory_server.store import Store
+from memory_server.store.changes import Addition
+from memory_server.store.segments import Segment, write_segment
+from memory_server.store.store import Store
 
 ROWS_PER_SEGMENT = 131_072
 

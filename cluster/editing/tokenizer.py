@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.config import ConfigError
 from memory_server.errors import StoreError, TokenizerMismatch
-from memory_server.store import Store
+from memory_server.store.store import Store
 from trainer.corpus.info import read_manifest
 
 TOKENIZER_FILE = "tokenizer.json"

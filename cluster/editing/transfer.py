@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from cluster.editing.segment_writer import SegmentWriter
-from memory_server.changes import Addition
 from memory_server.errors import TokenizerMismatch, UnknownDomain
-from memory_server.store import Store
+from memory_server.store.changes import Addition
+from memory_server.store.store import Store
 
 
 def transferred(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.cli import main
-from memory_server.store import Store
+from memory_server.store.store import Store
 from tests.cluster.tiny_run import TinyRun
 
 Capture = pytest.CaptureFixture[str]

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.cli import main
 from cluster.config import PretrainConfig, load_config
-from memory_server.store import Store
+from memory_server.store.store import Store
 from tests.cluster.tiny_run import TinyRun, save_tiny_model
 from tests.trainer.corpus.samples import make_rows, write_json_lines
 from trainer.corpus.info import load_corpus_info

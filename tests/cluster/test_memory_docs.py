@@ -11,7 +11,7 @@ import pytest
 
 from cluster.cli import main
 from cluster.cli.registry import find_command
-from memory_server.store import Store
+from memory_server.store.store import Store
 from tests.cluster.memory_support import Capture, OwnMemory
 from tests.cluster.tiny_run import TinyRun
 from tests.ray_fixture import local_ray

@@ -12,7 +12,7 @@ from cluster.cli import main
 from cluster.editing.edits import Editor
 from cluster.editing.passages import Knowledge
 from memory_server.errors import StoreConflict
-from memory_server.store import Store
+from memory_server.store.store import Store
 from tests.cluster.memory_support import Capture, OwnMemory, Row, copied, refusal, run_json
 from tests.cluster.tiny_run import TinyRun
 from tests.trainer.corpus.samples import make_rows, write_json_lines

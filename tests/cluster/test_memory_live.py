@@ -16,7 +16,7 @@ from cluster.editing.passages import Knowledge
 from cluster.trained_model import load_trained_model
 from memory_server.errors import NotEnoughMemory, TokenizerMismatch, UnknownEntry, UnknownVersion
 from memory_server.local import LocalMemory
-from memory_server.store import Store
+from memory_server.store.store import Store
 from tests.cluster.memory_support import OwnMemory, copied
 from tests.cluster.tiny_run import TinyRun
 

@@ -10,7 +10,7 @@ import pytest
 from cluster.cli import main
 from cluster.editing.edits import Editor
 from cluster.editing.passages import Knowledge
-from memory_server.ray_client import RayMemory
+from memory_server.actors.client import RayMemory
 from tests.cluster.memory_support import Capture, OwnMemory, copied, refusal, run_json
 from tests.cluster.tiny_run import TinyRun
 from tests.ray_fixture import local_ray

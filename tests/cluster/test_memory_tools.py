@@ -9,7 +9,7 @@ from cluster.config import ConfigError
 from cluster.memory_tools import chosen_device, nearest_entries, sentence_tokens
 from cluster.trained_model import load_trained_model
 from memory_server.errors import StoreNotFound, TokenizerMismatch
-from memory_server.store import Store
+from memory_server.store.store import Store
 from tests.cluster.tiny_run import TinyRun, save_tiny_model
 
 SENTENCE = "the ancient king of the [MASK] river"

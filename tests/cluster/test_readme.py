@@ -13,7 +13,7 @@ from cluster import checks
 from cluster.cli import main
 from cluster.cli.registry import COMMANDS
 from cluster.config import load_config
-from memory_server.store import Store
+from memory_server.store.store import Store
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 

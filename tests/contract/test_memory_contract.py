@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from memory_server.actors.client import RayMemory
 from memory_server.api import Memory
 from memory_server.errors import (
     EpochInUse,
@@ -24,10 +25,9 @@ from memory_server.errors import (
     UnknownEpoch,
     UnknownVersion,
 )
-from memory_server.index import IndexSettings
+from memory_server.index.base import IndexSettings
 from memory_server.local import LocalMemory
-from memory_server.ray_client import RayMemory
-from memory_server.store import Store
+from memory_server.store.store import Store
 from memory_server.switch import show_content
 from tests.ray_fixture import local_ray
 from tests.toy_memory import (

@@ -13,8 +13,8 @@ from transformers import BertTokenizer
 
 import model as pluglm
 from memory_server.local import LocalMemory
-from memory_server.segments import write_segment
-from memory_server.store import Store
+from memory_server.store.segments import write_segment
+from memory_server.store.store import Store
 from model import KeyEncoderFactory, PlugLMConfig
 from trainer.corpus.tokenizer import tokenizer_fingerprint
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from memory_server.store import Store
+from memory_server.store.store import Store
 from tests.ecosystem.colours import make_model, make_store, make_tokenizer, train_to_read
 
 

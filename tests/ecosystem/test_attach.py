@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from memory_server.store import Store
+from memory_server.store.store import Store
 from tests.ecosystem.colours import FACTS, Found, encode, fact, make_memory, make_model
 
 HEADS = ["", "MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"]

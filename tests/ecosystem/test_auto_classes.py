@@ -23,7 +23,7 @@ from transformers import (
 )
 
 import model as pluglm
-from memory_server.store import Store
+from memory_server.store.store import Store
 from tests.ecosystem.colours import encode, fact, make_memory, make_model, make_tokenizer
 
 AUTO: dict[str, Any] = {

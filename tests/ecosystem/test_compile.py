@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from memory_server.store import Store
+from memory_server.store.store import Store
 from tests.ecosystem.colours import encode, fact, make_memory, make_model
 
 INPUTS = (fact("apple", "[MASK]"), "sky is [MASK]", "[MASK] is not good")

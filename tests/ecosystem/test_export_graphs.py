@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cluster.cli import main
 from memory_server.local import LocalMemory
-from memory_server.store import Store
+from memory_server.store.store import Store
 from model.export import QueryGraph, ReadGraph, export_graphs
 from tests.ecosystem.colours import encode, fact, make_memory, make_model
 

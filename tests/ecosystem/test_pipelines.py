@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForMaskedLM, pipeline
 
 from memory_server.local import LocalMemory
-from memory_server.store import Store
+from memory_server.store.store import Store
 from tests.ecosystem.colours import (
     FACTS,
     encode,

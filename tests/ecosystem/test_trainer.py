@@ -18,7 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from memory_server.store import Store
+from memory_server.store.store import Store
 from tests.ecosystem.colours import FACTS, fact, make_memory, make_model, make_tokenizer
 
 COLOURS = list(FACTS.values())

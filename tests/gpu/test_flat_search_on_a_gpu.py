@@ -5,10 +5,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from memory_server.flat_index import FlatIndex
-from memory_server.index import IndexInput
-from memory_server.key_blocks import BlockedKeys, KeyBlock
-from memory_server.key_codes import KEY_DTYPES, KeyCodes, KeyDtype
+from memory_server.index.base import IndexInput
+from memory_server.index.flat_index import FlatIndex
+from memory_server.keys.key_blocks import BlockedKeys, KeyBlock
+from memory_server.keys.key_codes import KEY_DTYPES, KeyCodes, KeyDtype
 
 pytestmark = pytest.mark.gpu
 

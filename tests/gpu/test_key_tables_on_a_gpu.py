@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from memory_server.key_sources import KeySources
+from memory_server.keys.key_sources import KeySources
 from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM
 
 pytestmark = pytest.mark.gpu

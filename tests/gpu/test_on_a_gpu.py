@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from memory_server.local import LocalMemory
-from memory_server.segments import write_segment
-from memory_server.store import Store
+from memory_server.store.segments import write_segment
+from memory_server.store.store import Store
 from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM
 from trainer.data.stream import TrainBatch
 from trainer.engine import TrainingEngine, start_process_group, stop_process_group

@@ -11,9 +11,9 @@ import ray
 import torch
 from torch import Tensor
 
+from memory_server.actors.client import RayMemory
+from memory_server.actors.names import NAMESPACE, shard_name
 from memory_server.api import Memory, Retrieved
-from memory_server.ray_client import RayMemory
-from memory_server.ray_names import NAMESPACE, shard_name
 from tests.toy_memory import ToyEntry, expected_ids, toy_queries
 
 WAIT_S = 60.0

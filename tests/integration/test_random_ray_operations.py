@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from memory_server.ray_client import RayMemory
-from memory_server.ray_names import NAMESPACE, shard_name
+from memory_server.actors.client import RayMemory
+from memory_server.actors.names import NAMESPACE, shard_name
 from tests.memory_model import Known, MemoryModel
 from tests.ray_fixture import local_ray
 from tests.toy_memory import toy_entries, toy_factory, toy_store, toy_weights

@@ -11,10 +11,10 @@ import ray
 import torch
 from torch import Tensor
 
+from memory_server.actors.client import RayMemory
+from memory_server.actors.names import NAMESPACE, shard_name
 from memory_server.api import KeyEncoder, Retrieved
 from memory_server.errors import CoordinatorLost, MemoryServerError, RefreshFailed, ShardLost
-from memory_server.ray_client import RayMemory
-from memory_server.ray_names import NAMESPACE, shard_name
 from tests.ray_fixture import local_ray
 from tests.toy_memory import (
     KEY_WIDTH,

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import ray
 
+from memory_server.actors.client import RayMemory
+from memory_server.actors.launch import ServerSettings
+from memory_server.actors.names import shard_name
 from memory_server.errors import EpochNotSealed, UnknownEpoch
-from memory_server.ray_client import RayMemory
-from memory_server.ray_launch import ServerSettings
-from memory_server.ray_names import shard_name
 from tests.dying_coordinator import DyingCoordinator
 from tests.integration.support_ray_memory import (
     WAIT_S,

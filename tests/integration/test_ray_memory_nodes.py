@@ -6,7 +6,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from memory_server.ray_client import RayMemory
+from memory_server.actors.client import RayMemory
 from tests.integration.support_ray_memory import Stream, refreshed
 from tests.toy_memory import toy_entries, toy_factory, toy_store, toy_weights
 

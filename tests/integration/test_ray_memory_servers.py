@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from memory_server.actors.client import RayMemory
 from memory_server.errors import CoordinatorLost, MemoryServerError, StateNotFound, UnknownEpoch
-from memory_server.ray_client import RayMemory
 from tests.integration.support_ray_memory import memory_actors, refreshed
 from tests.ray_fixture import local_ray
 from tests.toy_memory import (
@@ -28,7 +28,7 @@ ENTRIES = toy_entries(range(60))
 SETTINGS = {"shards": 2, "encoder": toy_factory, "cpus_per_shard": 0.25}
 SERVE = """
 import sys, ray
-from memory_server.ray_client import RayMemory
+from memory_server.actors.client import RayMemory
 from tests.toy_memory import toy_factory, toy_weights
 ray.init(address=sys.argv[1], logging_level="error", log_to_driver=False)
 memory = RayMemory.serve(

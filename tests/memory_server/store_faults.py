@@ -8,9 +8,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from memory_server.changes import Addition
-from memory_server.files import Files
-from memory_server.store import Store
+from memory_server.store.changes import Addition
+from memory_server.store.files import Files
+from memory_server.store.store import Store
 from tests.toy_memory import ToyEntry, toy_entries, write_toy_segment
 
 Content = dict[int, tuple[str, str, tuple[int, ...]]]

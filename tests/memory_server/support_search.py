@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from memory_server.api import Entry
-from memory_server.epochs import EpochPlan
-from memory_server.fan_out import SearchFanout
 from memory_server.replies import ShardReply
-from memory_server.search_server import SearchServer, ShardLike
-from memory_server.shard import Shard
-from memory_server.store import Store
+from memory_server.shard.epochs import EpochPlan
+from memory_server.shard.shard import Shard
+from memory_server.store.store import Store
+from memory_server.wire.fan_out import SearchFanout
+from memory_server.wire.search_server import SearchServer, ShardLike
 from tests.toy_memory import toy_factory, toy_weights
 
 SECRET = bytes(range(32))

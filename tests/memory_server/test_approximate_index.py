@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_server.approximate_index import ApproximateIndex
-from memory_server.faiss_presets import SMALLEST_BLOCK
-from memory_server.index import IndexSettings
-from memory_server.index_factory import build_index, check_index, expected_index_bytes
-from memory_server.recall_audit import recall_at_k
+from memory_server.index.approximate_index import ApproximateIndex
+from memory_server.index.base import IndexSettings
+from memory_server.index.factory import build_index, check_index, expected_index_bytes
+from memory_server.index.faiss_presets import SMALLEST_BLOCK
+from memory_server.index.recall_audit import recall_at_k
 from tests.keys_in_blocks import block_of, by_full_sort, clustered_keys, near, recent, rows_of
 
 WIDTH, LARGE, SMALL = 16, SMALLEST_BLOCK + 2_000, 300

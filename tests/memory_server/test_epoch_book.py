@@ -5,8 +5,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from memory_server.epochs import EpochBook, EpochPlan, Receipt
 from memory_server.errors import EpochInUse, EpochNotSealed, RefreshFailed, UnknownEpoch
+from memory_server.shard.epochs import EpochBook, EpochPlan, Receipt
 
 
 def receipt(plan: EpochPlan) -> Receipt:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from memory_server.api import Retrieved
-from memory_server.faiss_presets import SMALLEST_BLOCK
-from memory_server.index import IndexSettings
+from memory_server.index.base import IndexSettings
+from memory_server.index.faiss_presets import SMALLEST_BLOCK
 from memory_server.local import LocalMemory
-from memory_server.segments import write_segment
-from memory_server.store import Store
+from memory_server.store.segments import write_segment
+from memory_server.store.store import Store
 from tests.toy_memory import (
     ENTRY_TOKENS,
     KEY_WIDTH,

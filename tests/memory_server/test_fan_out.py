@@ -17,9 +17,9 @@ from memory_server.errors import (
     UnknownEntry,
     UnknownEpoch,
 )
-from memory_server.fan_out import SearchFanout, groups_of
 from memory_server.replies import ShardReply, combine_replies, merge_replies
-from memory_server.shard import Shard
+from memory_server.shard.shard import Shard
+from memory_server.wire.fan_out import SearchFanout, groups_of
 from tests.memory_server.support_search import (
     SECRET,
     EchoShard,

@@ -17,7 +17,7 @@ from memory_server.errors import (
     ShardRestoring,
     UnknownEpoch,
 )
-from memory_server.search_server import SearchServer
+from memory_server.wire.search_server import SearchServer
 from tests.memory_server.support_search import (
     OTHER_SECRET,
     SECRET,

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from memory_server.flat_index import QUERY_BLOCK, FlatIndex, exact_inner_products
-from memory_server.index import IndexInput
-from memory_server.key_blocks import BlockedKeys, KeyBlock
-from memory_server.key_codes import KeyCodes
+from memory_server.index.base import IndexInput
+from memory_server.index.flat_index import QUERY_BLOCK, FlatIndex, exact_inner_products
+from memory_server.keys.key_blocks import BlockedKeys, KeyBlock
+from memory_server.keys.key_codes import KeyCodes
 
 
 def blocked(keys, cuts=()):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from memory_server.hedging import (
+from memory_server.wire.hedging import (
     FORGET_AFTER_S,
     PROBE_EVERY_S,
     SAMPLES,

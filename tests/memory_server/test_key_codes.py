@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_server.flat_index import FlatIndex
-from memory_server.index import IndexInput
-from memory_server.key_blocks import BlockedKeys, KeyBlock
-from memory_server.key_codes import KeyCodes
-from memory_server.search_queries import SearchQueries
+from memory_server.index.base import IndexInput
+from memory_server.index.flat_index import FlatIndex
+from memory_server.index.search_queries import SearchQueries
+from memory_server.keys.key_blocks import BlockedKeys, KeyBlock
+from memory_server.keys.key_codes import KeyCodes
 
 REDUCED = ["float16", "bfloat16", "int8"]
 CPU = torch.device("cpu")

@@ -20,9 +20,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from memory_server import table_files
 from memory_server.api import TabledFactory
-from memory_server.key_sources import KeySources, tables_pay_from
+from memory_server.keys import table_files
+from memory_server.keys.key_sources import KeySources, tables_pay_from
 
 CPU = torch.device("cpu")
 PAY_FROM, WIDTH = 100, 4

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_server.merge import merge_top_k
-from memory_server.partition import deal_rows
+from memory_server.index.merge import merge_top_k
+from memory_server.shard.partition import deal_rows
 
 segment_rows = st.lists(st.integers(0, 40), max_size=8)
 

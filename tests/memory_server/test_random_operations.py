@@ -7,9 +7,9 @@ from typing import BinaryIO
 import pytest
 
 from memory_server.api import Memory
-from memory_server.files import Files
-from memory_server.index import IndexSettings
+from memory_server.index.base import IndexSettings
 from memory_server.local import LocalMemory
+from memory_server.store.files import Files
 from tests.memory_model import Known, MemoryModel
 from tests.toy_memory import (
     empty_store,

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from memory_server.epochs import EpochBook, EpochPlan, Receipt
+from memory_server.actors.metrics import latency_sample
+from memory_server.actors.names import Address, memory_of, shard_name
+from memory_server.actors.orders import Need, judge, orders_of, progress, shortage
+from memory_server.actors.places import Node, assign_nodes, check_resources
+from memory_server.actors.restored import RestoredShard
+from memory_server.actors.state import ServerBook, StateDirectory
 from memory_server.errors import (
     MemoryServerError,
     RefreshFailed,
@@ -14,16 +19,11 @@ from memory_server.errors import (
     StateDamaged,
     StateNotFound,
 )
-from memory_server.held_epoch import ShardStatus
-from memory_server.ray_metrics import latency_sample
-from memory_server.ray_names import Address, memory_of, shard_name
-from memory_server.ray_orders import Need, judge, orders_of, progress, shortage
-from memory_server.ray_places import Node, assign_nodes, check_resources
-from memory_server.ray_restored import RestoredShard
-from memory_server.ray_state import ServerBook, StateDirectory
 from memory_server.replies import ShardReply
-from memory_server.search_stats import LATENCY_BUCKETS_S
+from memory_server.shard.epochs import EpochBook, EpochPlan, Receipt
+from memory_server.shard.held_epoch import ShardStatus
 from memory_server.stats import latency
+from memory_server.wire.search_stats import LATENCY_BUCKETS_S
 
 ADDRESSES = [(0, 0), (0, 1), (1, 0), (1, 1)]
 PLAN = EpochPlan(epoch=3, content_version="v", encoder_step=7, weights_id=2)

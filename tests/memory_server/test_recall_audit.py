@@ -8,12 +8,12 @@ import time
 import pytest
 import torch
 
-from memory_server.approximate_index import ApproximateIndex
-from memory_server.faiss_presets import SMALLEST_BLOCK
-from memory_server.flat_index import FlatIndex
-from memory_server.index import Hits, IndexSettings
-from memory_server.index_factory import build_index
-from memory_server.recall_audit import (
+from memory_server.index.approximate_index import ApproximateIndex
+from memory_server.index.base import Hits, IndexSettings
+from memory_server.index.factory import build_index
+from memory_server.index.faiss_presets import SMALLEST_BLOCK
+from memory_server.index.flat_index import FlatIndex
+from memory_server.index.recall_audit import (
     LOGGED_PER_SEARCH,
     Audit,
     QueryLog,
@@ -21,7 +21,7 @@ from memory_server.recall_audit import (
     recall_at_k,
     stale_share,
 )
-from memory_server.recall_gate import MIN_QUERIES, RecallGate
+from memory_server.index.recall_gate import MIN_QUERIES, RecallGate
 from tests.keys_in_blocks import block_of, clustered_keys, near, recent, rows_of
 
 CPU = torch.device("cpu")

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memory_server.errors import Overloaded, ShardRestoring, UnknownEpoch
-from memory_server.joined_requests import Waiting
 from memory_server.replies import ShardReply
-from memory_server.search_queue import SearchQueue
-from memory_server.shard import Shard
-from memory_server.wire import Kind, Preamble
-from memory_server.wire_messages import SearchRequest
+from memory_server.shard.shard import Shard
+from memory_server.wire.frames import Kind, Preamble
+from memory_server.wire.joined_requests import Waiting
+from memory_server.wire.messages import SearchRequest
+from memory_server.wire.search_queue import SearchQueue
 from tests.memory_server.support_search import EchoShard, numbered, sealed_shards, stage
 from tests.toy_memory import toy_entries, toy_queries, toy_store
 

@@ -11,15 +11,15 @@ import pytest
 import zmq
 
 from memory_server.errors import Overloaded
-from memory_server.search_server import SearchServer
-from memory_server.wire import Kind, Preamble, proof_of_reply, proof_of_request
-from memory_server.wire_messages import (
+from memory_server.wire.frames import Kind, Preamble, proof_of_reply, proof_of_request
+from memory_server.wire.messages import (
     SearchRequest,
     pack_group,
     pack_search,
     unpack_error,
     unpack_hits,
 )
+from memory_server.wire.search_server import SearchServer
 from tests.memory_server.support_search import OTHER_SECRET, SECRET, EchoShard, numbered
 
 ASK = Preamble(kind=Kind.SEARCH, shard=0, number=5, timeout_s=20.0, proof=proof_of_request(SECRET))

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from memory_server.api import KeyEncoder, Retrieved
-from memory_server.epochs import EpochPlan, Receipt
 from memory_server.errors import MemoryClosed, ShardRestoring
 from memory_server.replies import merge_replies
-from memory_server.shard import Shard
-from memory_server.store import Store
+from memory_server.shard.epochs import EpochPlan, Receipt
+from memory_server.shard.shard import Shard
+from memory_server.store.store import Store
 from tests.toy_memory import (
     KEY_WIDTH,
     ToyEncoder,

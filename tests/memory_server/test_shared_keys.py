@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from memory_server.api import KeyEncoder
-from memory_server.content import LARGE_ROWS, ShardContent, cut_along
-from memory_server.epochs import EpochPlan, Receipt
-from memory_server.segments import write_segment
-from memory_server.shard import Shard
-from memory_server.store import Store
+from memory_server.shard.content import LARGE_ROWS, ShardContent, cut_along
+from memory_server.shard.epochs import EpochPlan, Receipt
+from memory_server.shard.shard import Shard
+from memory_server.store.segments import write_segment
+from memory_server.store.store import Store
 from tests.toy_memory import ENTRY_TOKENS, VOCAB, ToyEncoder, empty_store, toy_queries, toy_weights
 
 ROWS = 2 * LARGE_ROWS + 501

@@ -16,9 +16,9 @@ from memory_server.errors import (
     UnknownEntry,
     UnknownVersion,
 )
-from memory_server.files import Files
-from memory_server.segments import Segment, SegmentMeta, write_segment
-from memory_server.store import Store
+from memory_server.store.files import Files
+from memory_server.store.segments import Segment, SegmentMeta, write_segment
+from memory_server.store.store import Store
 from tests.toy_memory import (
     ENTRY_TOKENS,
     PAD,

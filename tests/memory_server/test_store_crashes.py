@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from memory_server.errors import StoreError, StoreFull, StoreNotFound
-from memory_server.store import Store
+from memory_server.store.store import Store
 from tests.memory_server.store_faults import (
     OPERATIONS,
     Content,

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memory_server.errors import MemoryServerError, StoreDamaged, StoreError
-from memory_server.manifest import dump_manifest, new_manifest
-from memory_server.store import Store
+from memory_server.store.manifest import dump_manifest, new_manifest
+from memory_server.store.store import Store
 from tests.memory_server.store_faults import content, prepared_store
 from tests.toy_memory import toy_entries, toy_store
 
@@ -163,7 +163,7 @@ def test_a_store_of_before_opens_and_goes_on(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from memory_server.errors import StoreConflict
-from memory_server.store import Store
+from memory_server.store.store import Store
 
 path, first, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 store = Store.open(path)

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memory_server.changes import Addition, Change, Plug
 from memory_server.errors import (
     DomainPlugged,
     DuplicateEntry,
@@ -15,6 +14,7 @@ from memory_server.errors import (
     UnknownDomain,
     UnknownEntry,
 )
+from memory_server.store.changes import Addition, Change, Plug
 from tests.memory_server.store_faults import content, prepared_store
 from tests.toy_memory import empty_store, toy_entries, write_toy_segment
 

@@ -20,9 +20,9 @@ from memory_server.errors import (
     StoreReadOnly,
     UnknownVersion,
 )
-from memory_server.remote_storage import RemoteStorage
-from memory_server.segment_cache import default_cache
-from memory_server.store import Store
+from memory_server.store.remote_storage import RemoteStorage
+from memory_server.store.segment_cache import default_cache
+from memory_server.store.store import Store
 from tests.memory_server.store_faults import content
 from tests.toy_memory import empty_store, toy_entries, write_toy_segment
 
@@ -248,7 +248,7 @@ class DyingStorage(RemoteStorage):
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("operation", ["edit", "gc", "compact", "tag"])
 def test_a_remote_writer_that_dies_at_any_step(tmp_path: Path, operation: str, after: bool) -> None:
-    from memory_server.files import Files
+    from memory_server.store.files import Files
 
     for survive in range(40):
         filesystem = OwnMemory()

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memory_server.changes import Change
-from memory_server.compact import groups_to_rewrite
 from memory_server.errors import StoreConflict, StoreDamaged, UnknownDomain, UnknownVersion
-from memory_server.files import Files
-from memory_server.manifest import SegmentRef, dump_manifest, new_manifest
-from memory_server.store import Store
+from memory_server.store.changes import Change
+from memory_server.store.compact import groups_to_rewrite
+from memory_server.store.files import Files
+from memory_server.store.manifest import SegmentRef, dump_manifest, new_manifest
+from memory_server.store.store import Store
 from tests.memory_server.store_faults import content, prepared_store
 from tests.toy_memory import ToyEntry, empty_store, toy_entries, toy_store, write_toy_segment
 

@@ -16,9 +16,9 @@ from memory_server.errors import (
     StoreNotFound,
     UnknownEntry,
 )
+from memory_server.keys.stored_vectors import StoredVectors, token_marks
 from memory_server.local import LocalMemory
-from memory_server.store import Store
-from memory_server.stored_vectors import StoredVectors, token_marks
+from memory_server.store.store import Store
 from tests.toy_memory import (
     KEY_WIDTH,
     ToyEntry,

@@ -11,7 +11,7 @@ from memory_server import errors
 from memory_server.api import Entry
 from memory_server.errors import BadMessage, MemoryServerError
 from memory_server.replies import ShardReply
-from memory_server.wire import (
+from memory_server.wire.frames import (
     DTYPES,
     MAX_HEADER_BYTES,
     Kind,
@@ -21,7 +21,7 @@ from memory_server.wire import (
     proof_of_request,
     unpack_body,
 )
-from memory_server.wire_messages import (
+from memory_server.wire.messages import (
     SearchRequest,
     pack_entries,
     pack_error,
@@ -34,7 +34,7 @@ from memory_server.wire_messages import (
     unpack_hits,
     unpack_search,
 )
-from memory_server.wire_queries import as_it_arrives, to_half
+from memory_server.wire.queries import as_it_arrives, to_half
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=5)
 ANY_ARRAY = st.sampled_from(sorted(DTYPES)).flatmap(lambda dtype: hnp.arrays(dtype, SHAPES))

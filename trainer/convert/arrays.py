@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from memory_server.segments import write_segment
-from memory_server.store import Store
-from memory_server.stored_vectors import check_vectors
+from memory_server.keys.stored_vectors import check_vectors
+from memory_server.store.segments import write_segment
+from memory_server.store.store import Store
 from model import PlugLMConfig
 from trainer.convert.errors import ConversionError
 from trainer.convert.files import map_array

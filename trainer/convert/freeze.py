@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from memory_server.errors import StoreError
-from memory_server.store import Store
-from memory_server.stored_vectors import ABOUT, StoredVectors
+from memory_server.keys.stored_vectors import ABOUT, StoredVectors
+from memory_server.store.store import Store
 from model import PlugLMModel
 from trainer.convert.errors import ConversionError
 

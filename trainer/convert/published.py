@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from memory_server.stored_vectors import StoredVectors
+from memory_server.keys.stored_vectors import StoredVectors
 from model import PlugLMConfig, PlugLMForMaskedLM
 from model.published import TakenState, take_published
 from model.published_config import config_from_published, taken_by_default

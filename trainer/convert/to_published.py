@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from memory_server.errors import MemoryServerError
-from memory_server.segments import Int64Array
-from memory_server.store import Store
-from memory_server.stored_vectors import FloatArray, StoredVectors
+from memory_server.keys.stored_vectors import FloatArray, StoredVectors
+from memory_server.store.segments import Int64Array
+from memory_server.store.store import Store
 from model import PlugLMConfig
 from model.published import to_published
 from model.published_config import config_to_published

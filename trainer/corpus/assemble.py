@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from memory_server.segments import SegmentMeta, write_segment
+from memory_server.store.segments import SegmentMeta, write_segment
 from trainer.corpus.encode import ENTRIES, ChunkDone, chunk_directory
 from trainer.corpus.parts import (
     SEQUENCE_COLUMNS,

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from memory_server.segments import token_dtype
+from memory_server.store.segments import token_dtype
 from trainer.corpus.cutting import Spans, covering, cut, drop_short_tail
 from trainer.corpus.documents import Document
 from trainer.corpus.entries import begins_word, cut_entries, entry_prefix, padded_row

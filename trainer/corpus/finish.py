@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from memory_server.segments import SegmentMeta
-from memory_server.store import Store
+from memory_server.store.segments import SegmentMeta
+from memory_server.store.store import Store
 from trainer.corpus.assemble import JoinTask, join, plan
 from trainer.corpus.encode import ENTRIES, HELDOUT, TRAIN, ChunkDone, TokenizerFacts
 from trainer.corpus.errors import CorpusError

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_server.segments import Segment
-from memory_server.store import Store
+from memory_server.store.segments import Segment
+from memory_server.store.store import Store
 from trainer.data import rng
 from trainer.data.sequences import SequenceBatch
 

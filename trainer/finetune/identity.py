@@ -7,7 +7,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from memory_server.store import Store
+from memory_server.store.store import Store
 from trainer.finetune.settings import FinetuneSettings
 from trainer.finetune.task import splits_of
 

@@ -11,8 +11,8 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback
 
+from memory_server.keys.stored_vectors import ABOUT
 from memory_server.local import INITIAL_TIMEOUT_S, LocalMemory
-from memory_server.stored_vectors import ABOUT
 from model import KeyEncoderFactory
 from trainer.convert.freeze import freeze_vectors
 from trainer.finetune.settings import MemorySettings

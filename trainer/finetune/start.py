@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 import model as pluglm
 from memory_server.errors import TokenizerMismatch
 from memory_server.requests import MAX_TOP_K
-from memory_server.store import Store
+from memory_server.store.store import Store
 from trainer.corpus.tokenizer import load_tokenizer, tokenizer_fingerprint
 from trainer.finetune.heads import Head
 from trainer.finetune.settings import FinetuneSettings, MemorySettings

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from memory_server.api import Memory, Retrieved
-from memory_server.store import Store
+from memory_server.store.store import Store
 from memory_server.switch import show_content
 from model import PlugLMForMaskedLM
 from trainer.world.facts import Fact, another_thing

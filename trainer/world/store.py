@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from memory_server.errors import UnknownEntry
-from memory_server.segments import write_segment
-from memory_server.store import Store
+from memory_server.store.segments import write_segment
+from memory_server.store.store import Store
 from trainer.world.facts import SOURCE, Fact, World
 from trainer.world.tokenizer import (
     ENTRY_TOKENS,

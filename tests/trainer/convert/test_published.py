@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from memory_server.keys.stored_vectors import StoredVectors
 from memory_server.local import LocalMemory
-from memory_server.store import Store
-from memory_server.stored_vectors import StoredVectors
+from memory_server.store.store import Store
 from model import PlugLMConfig, PlugLMForMaskedLM
 from tests.trainer.convert.published_files import (
     ENTRIES,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from memory_server.store import Store
+from memory_server.store.store import Store
 from trainer.corpus.info import CorpusInfo
 from trainer.corpus.parts import read_batch, token_rows
 

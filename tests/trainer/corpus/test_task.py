@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from memory_server.store import Store
+from memory_server.store.store import Store
 from tests.trainer.corpus.samples import Build, make_rows, write_json_lines
 from trainer.data.cursor import Cursor
 from trainer.settings import (

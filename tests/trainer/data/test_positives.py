@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from memory_server.errors import UnknownVersion
-from memory_server.segments import write_segment
-from memory_server.store import Store
+from memory_server.store.segments import write_segment
+from memory_server.store.store import Store
 from trainer.data.positives import PositiveEntries, Positives
 from trainer.data.sequences import SequenceBatch
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from memory_server.segments import write_segment
-from memory_server.store import Store
+from memory_server.store.segments import write_segment
+from memory_server.store.store import Store
 from trainer.data.cursor import Cursor
 from trainer.data.masking import MaskingSettings
 from trainer.data.positives import PositiveEntries

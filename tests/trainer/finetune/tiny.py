@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from memory_server.segments import write_segment
-from memory_server.store import Store
+from memory_server.store.segments import write_segment
+from memory_server.store.store import Store
 from trainer.corpus.tokenizer import tokenizer_fingerprint
 from trainer.finetune.settings import (
     EvaluateSettings,

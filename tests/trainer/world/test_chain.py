@@ -11,7 +11,7 @@ import pytest
 
 from cluster.config import PretrainConfig, load_config
 from memory_server.local import LocalMemory
-from memory_server.store import Store
+from memory_server.store.store import Store
 from model import KeyEncoderFactory, PlugLMForMaskedLM
 from tests.multiprocess.ranks import run_ranks
 from trainer.build import build_model, model_config

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from memory_server.local import LocalMemory
-from memory_server.store import Store
+from memory_server.store.store import Store
 from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM
 from trainer.build import build_model
 from trainer.world.exam import Answers, Exam, choose_fact, describe_exam, examine, run_exam

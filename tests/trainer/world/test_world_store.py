@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from memory_server.errors import DuplicateEntry, StoreError, UnknownEntry
-from memory_server.store import Store
+from memory_server.store.store import Store
 from trainer.world.facts import Fact, World
 from trainer.world.store import (
     add_facts,

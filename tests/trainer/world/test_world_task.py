@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from memory_server.store import Store
+from memory_server.store.store import Store
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.data.cursor import Cursor
 from trainer.data.stream import TrainBatch

@@ -1,0 +1,156 @@
+"""Calls of the memory's actors: who answered, who is away for a while, who is gone for good."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from memory_server.actors.names import NAMESPACE, Address, Layout, shard_name
+from memory_server.actors.orders import Orders
+from memory_server.errors import MemoryServerError, ShardLost
+
+RETRY_PAUSE_S = 0.05
+
+
+def original_error(error: RayTaskError) -> Exception:
+    """The error that was raised in the actor, without Ray's envelope, if it is one of ours."""
+    cause = error.cause
+    if isinstance(cause, MemoryServerError | ValueError | TimeoutError):
+        return cause
+    return error
+
+
+def find_actor(name: str) -> Any:
+    """Raises ValueError when no actor of this name will ever answer."""
+    return ray.get_actor(name, namespace=NAMESPACE)
+
+
+def is_gone(name: str) -> bool:
+    """Whether the actor will never come back: Ray forgets its name only then."""
+    try:
+        find_actor(name)
+    except ValueError:
+        return True
+    return False
+
+
+class NoAnswer(Exception):
+    """An actor is there, but did not answer in time."""
+
+
+class Replicas:
+    """All shards' actors, as their coordinator sees them. Thread-safe."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._name = layout.name
+        self._shards = layout.shards
+        self.addresses = layout.addresses
+        self._acted: dict[Address, int] = {}
+        self._told: dict[Address, tuple[int, Any]] = {}
+
+    def ask(
+        self,
+        method: str,
+        *arguments: Any,
+        timeout_s: float,
+        addresses: Sequence[Address] | None = None,
+    ) -> dict[Address, Any]:
+        """What each answered, or the exception that it raised (NoAnswer: nothing in time).
+
+        Those that are away, dead or restarting, are left out.
+        """
+        calls: dict[Any, Address] = {}
+        for address in self.addresses if addresses is None else addresses:
+            try:
+                calls[getattr(self._actor(address), method).remote(*arguments)] = address
+            except ShardLost:
+                continue
+        deadline = time.monotonic() + timeout_s
+        answers: dict[Address, Any] = {}
+        for reference, address in calls.items():
+            try:
+                left_s = max(0.0, deadline - time.monotonic())
+                answers[address] = ray.get(reference, timeout=left_s)
+            except GetTimeoutError:
+                answers[address] = NoAnswer(f"no answer within {timeout_s:g} s")
+            except RayActorError:
+                continue
+            except RayTaskError as error:
+                answers[address] = original_error(error)
+        return answers
+
+    def joined(self, address: Address, revision: int) -> None:
+        """A replica that started has read the book."""
+        self._acted[address] = max(revision, self._acted.get(address, -1))
+
+    def tell(self, orders: Orders) -> None:
+        """Send the orders to whoever has not acted on them; does not wait."""
+        self._collect()
+        for address in self._behind(orders):
+            if self._told.get(address, (-1, None))[0] >= orders.revision:
+                continue  # it has them, and is still at it
+            try:
+                self._told[address] = orders.revision, self._actor(address).follow.remote(orders)
+            except ShardLost:
+                continue
+
+    def wait_until_followed(self, orders: Orders, wait_s: float, *, patient: bool) -> None:
+        """Send the orders until every replica that can answer has acted on them.
+
+        Args:
+            patient: wait for a shard of which no replica answers; otherwise it is left to read the
+                orders when it is back.
+
+        Raises:
+            ShardLost: no replica of a shard acted in time, or one that lives did not.
+        """
+        deadline = time.monotonic() + wait_s
+        while behind := self._behind(orders):
+            left_s = max(0.0, deadline - time.monotonic())
+            answers = self.ask("follow", orders, timeout_s=left_s, addresses=behind)
+            for address, answer in answers.items():
+                if isinstance(answer, NoAnswer):
+                    raise ShardLost(_did_not_follow(self._name, address[0], wait_s))
+                if isinstance(answer, Exception):
+                    raise answer
+                self.joined(address, answer)
+            away = self._behind(orders)
+            alone = sorted({shard for shard, _ in away if not self._followed(shard, orders)})
+            if not away or not (alone and patient):
+                # A replica that is away reads the orders before it answers again.
+                return
+            if time.monotonic() >= deadline:
+                raise ShardLost(_did_not_follow(self._name, alone[0], wait_s))
+            time.sleep(RETRY_PAUSE_S)
+
+    def _followed(self, shard: int, orders: Orders) -> bool:
+        replicas = [address for address in self.addresses if address[0] == shard]
+        return any(self._acted.get(address, -1) >= orders.revision for address in replicas)
+
+    def _behind(self, orders: Orders) -> list[Address]:
+        return [a for a in self.addresses if self._acted.get(a, -1) < orders.revision]
+
+    def _collect(self) -> None:
+        """Note who acted on what it was told earlier."""
+        for address, (_, reference) in list(self._told.items()):
+            ready, _ = ray.wait([reference], timeout=0)
+            if not ready:
+                continue
+            self._told.pop(address, None)
+            try:
+                self.joined(address, ray.get(reference))
+            except (RayActorError, RayTaskError):  # it is told again, or reads the book
+                continue
+
+    def _actor(self, address: Address) -> Any:
+        name = shard_name(self._name, *address)
+        try:
+            return find_actor(name)
+        except ValueError:
+            raise ShardLost(f"actor {name} is gone for good; start the memory again") from None
+
+
+def _did_not_follow(memory: str, shard: int, wait_s: float) -> str:
+    return f"shard {shard} of {memory} did not follow within {wait_s:g} s; it will when it is back"

@@ -1,0 +1,255 @@
+"""The memory's coordinator: a named actor that keeps the book of epochs and makes it come true.
+
+It holds no keys and answers no searches. Every change is on disk before a shard hears of it, and
+what shards hear is always the whole state that the book wants (`ray_orders`). So it may be killed
+at any moment: the one that starts in its place reads the book and goes on.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+
+from memory_server.actors.book import KeptBook
+from memory_server.actors.calls import Replicas
+from memory_server.actors.names import Layout, PackedWeights, pack_weights
+from memory_server.actors.orders import Orders
+from memory_server.actors.report import memory_stats
+from memory_server.actors.staging import Stager
+from memory_server.actors.state import ServerBook, StateDirectory
+from memory_server.api import MemoryInfo, StageStatus
+from memory_server.errors import MemoryServerError, UnknownEpoch
+from memory_server.stats import MemoryStats
+from memory_server.store.store import Store
+
+log = logging.getLogger(__name__)
+
+REPORT_TIMEOUT_S = 3.0
+MIND_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attachment:
+    """What a client is given. `key_width`: None before the first epoch is live."""
+
+    layout: Layout
+    secret: bytes = field(repr=False)
+    key_width: int | None
+
+
+class Coordinator:
+    """The body of the coordinator's actor. Thread-safe."""
+
+    def __init__(self, layout: Layout) -> None:
+        """Read the book. An actor whose constructor raises is never restarted, so a failure here is
+        kept and told to whoever calls."""
+        self._layout = layout
+        self._live_since: float | None = None
+        self._broken: MemoryServerError | None = None
+        try:
+            state = StateDirectory(layout.state_dir)
+            self._secret = state.secret()
+            self._book = KeptBook(state, booked=self._booked)
+            store = Store.open(layout.store_path)
+        except MemoryServerError as error:
+            self._broken = error
+            return
+        self._replicas = Replicas(layout)
+        self._stager = Stager(self._book, self._replicas, store, layout.tables_pay_from)
+        threading.Thread(target=self._mind, name="minder", daemon=True).start()
+
+    def ping(self) -> int:
+        """The process id. Raises what keeps it from working."""
+        self._check()
+        return os.getpid()
+
+    def attach(self) -> Attachment:
+        """What a client needs to search without the coordinator."""
+        self._check()
+        with self._book.read() as server:
+            book = server.epochs
+            receipts = {} if book.live is None else book.receipts[book.live]
+        width = next(iter(receipts.values())).key_width if receipts else None
+        return Attachment(layout=self._layout, secret=self._secret, key_width=width)
+
+    def join(self, shard: int, replica: int) -> Orders:
+        """What a shard that starts must hold."""
+        self._check()
+        orders = self._book.joined(f"{shard}-{replica}")
+        self._replicas.joined((shard, replica), orders.revision)
+        return orders
+
+    def weights(self, weights_id: int) -> PackedWeights:
+        """For a shard on a node that cannot read the state directory."""
+        self._check()
+        return pack_weights(self._book.state.load_weights(weights_id))
+
+    def stage(
+        self,
+        request: str,
+        encoder_step: int,
+        weights: PackedWeights | None,
+        content_version: str | None,
+    ) -> int:
+        """Number an epoch and tell the shards; does not wait until they are done.
+
+        Args:
+            request: the caller's token; a call that is repeated with it stages nothing more.
+        """
+        self._check()
+        return self._stager.stage(request, encoder_step, weights, content_version)
+
+    def staging(self, epoch: int) -> StageStatus:
+        """Ask the shards how far they are; seal the epoch here when all have sealed it."""
+        self._check()
+        return self._stager.staging(epoch)
+
+    def held(self) -> list[StageStatus]:
+        """Every epoch that is held or coming, failed ones too until they are released."""
+        self._check()
+        statuses = []
+        for epoch in sorted(self._book.copied().epochs.plans):
+            with contextlib.suppress(UnknownEpoch):  # released meanwhile
+                statuses.append(self._stager.staging(epoch))
+        return statuses
+
+    def activate(self, epoch: int, expected_live: int | None, wait_s: float) -> tuple[bool, int]:
+        """Switch every shard to a sealed epoch. A call that is repeated does no harm.
+
+        Returns:
+            (True, the live epoch); or (False, an epoch that was staged instead, because what this
+            one follows has changed): once that one is sealed, call again with the same argument.
+        """
+        self._check()
+        for number in {epoch, _successor(self._book.copied(), epoch)}:
+            self._stager.staging(number)
+        with self._book.change("activate") as server:
+            book = server.epochs
+            target = _successor(server, epoch)
+            if target != book.live:
+                book.check_live(expected_live)
+            if target != epoch and target not in book.receipts:
+                return False, target
+            rebased = book.rebase(target)
+            if rebased is None:
+                book.activate(target)
+                if target != epoch:
+                    del server.successors[epoch]
+                    book.release(epoch, time.monotonic())
+            else:
+                server.successors[epoch] = rebased.epoch
+                if target != epoch:
+                    book.release(target, time.monotonic())
+        if rebased is not None:
+            self._stager.began(rebased.epoch)
+            self._replicas.tell(self._book.orders())
+            return False, rebased.epoch
+        self._live_since = time.monotonic()
+        self._replicas.wait_until_followed(self._book.orders(), wait_s, patient=True)
+        return True, target
+
+    def release(self, epoch: int, wait_s: float) -> None:
+        """Forget an epoch that is not live, once no reader has it pinned."""
+        self._check()
+        with self._book.change("release") as server:
+            gone = server.epochs.release(epoch, time.monotonic())
+            server.epochs.forget_left(time.monotonic())
+        if gone:
+            self._replicas.wait_until_followed(self._book.orders(), wait_s, patient=False)
+        self._replicas.tell(self._book.orders())
+
+    def pin(self, epoch: int | None, lease_s: float) -> tuple[int, int]:
+        """(the pin, its epoch)"""
+        self._check()
+        with self._book.change("pin") as server:
+            pin = server.epochs.pin(epoch, lease_s, time.monotonic())
+            server.leases[pin.id] = lease_s
+        return pin.id, pin.epoch
+
+    def renew(self, pin: int) -> None:
+        """Begin a pin's lease anew."""
+        self._check()
+        self._book.renew(pin)
+
+    def unpin(self, pin: int) -> None:
+        """Let go of a pin; one that ended is ignored."""
+        self._check()
+        with self._book.change("unpin") as server:
+            server.epochs.unpin(pin)
+            server.epochs.forget_left(time.monotonic())
+        self._replicas.tell(self._book.orders())
+
+    def info(self) -> MemoryInfo:
+        """Describe the live epoch; bytes are of one replica of each shard."""
+        self._check()
+        with self._book.read() as server:
+            book = server.epochs
+            if book.live is None:
+                raise UnknownEpoch("the memory is starting: no epoch is live yet")
+            receipts = list(book.receipts[book.live].values())
+            plan = book.plans[book.live]
+        meta = self._layout.meta
+        return MemoryInfo(
+            entries=sum(receipt.live_rows for receipt in receipts),
+            shards=self._layout.shards,
+            key_width=receipts[0].key_width,
+            entry_tokens=meta.entry_tokens,
+            epoch=plan.epoch,
+            encoder_step=plan.encoder_step,
+            content_version=plan.content_version,
+            tokenizer_fingerprint=meta.tokenizer_fingerprint,
+            pad_token_id=meta.pad_token_id,
+            bytes={
+                part: sum(receipt.bytes[part] for receipt in receipts) for part in receipts[0].bytes
+            },
+            index=self._layout.index.describe(),
+        )
+
+    def stats(self) -> MemoryStats:
+        """Ask every replica; one that does not answer is "silent"."""
+        self._check()
+        reports = self._replicas.ask("report", timeout_s=REPORT_TIMEOUT_S)
+        staging = {status.epoch: status for status in self.held()}
+        now = time.monotonic()
+        return memory_stats(
+            self._layout,
+            self._book.copied(),
+            reports,
+            staging,
+            now=now,
+            live_s=None if self._live_since is None else now - self._live_since,
+        )
+
+    def _booked(self, what: str) -> None:
+        """A change is in the book and no shard knows of it. Here a test's coordinator dies."""
+
+    def _mind(self) -> None:
+        """Settle what nobody asks about, end leases, and tell whoever missed the newest orders."""
+        while True:
+            try:
+                self._mind_once()
+            except Exception as error:  # whatever happens, the minder goes on
+                log.warning("minding %s: %s: %s", self._layout.name, type(error).__name__, error)
+            time.sleep(MIND_EVERY_S)
+
+    def _mind_once(self) -> None:
+        server = self._book.copied()
+        for epoch in server.epochs.unsettled():
+            with contextlib.suppress(UnknownEpoch):
+                self._stager.look(epoch)
+        if server.epochs.forget_left(time.monotonic()):
+            with self._book.change("leases") as server:
+                server.epochs.forget_left(time.monotonic())
+        self._replicas.tell(self._book.orders())
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+
+
+def _successor(server: ServerBook, epoch: int) -> int:
+    """What was staged instead of this epoch, if it still can become live."""
+    other = server.successors.get(epoch, epoch)
+    return epoch if other in server.epochs.failures else other

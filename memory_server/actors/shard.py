@@ -1,0 +1,297 @@
+"""A shard in an actor of its own. It follows the coordinator's orders, and serves searches on a
+socket of its own, beside Ray."""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+from torch import Tensor
+
+from memory_server.actors.calls import find_actor
+from memory_server.actors.metrics import MetricsPublisher
+from memory_server.actors.names import Layout, unpack_weights
+from memory_server.actors.orders import Need, Orders
+from memory_server.actors.restored import RestoredShard
+from memory_server.actors.state import StateDirectory
+from memory_server.api import Entry, KeyEncoderFactory
+from memory_server.errors import (
+    MemoryServerError,
+    StateNotFound,
+    UnknownEpoch,
+)
+from memory_server.replies import ShardReply
+from memory_server.shard.epochs import EpochPlan
+from memory_server.shard.held_epoch import ShardStatus
+from memory_server.shard.shard import Shard
+from memory_server.stats import ShardStats, latency
+from memory_server.wire.search_server import SearchServer
+
+log = logging.getLogger(__name__)
+
+JOIN_TIMEOUT_S = 10.0
+JOIN_PAUSE_S = 0.1
+WEIGHTS_TIMEOUT_S = 300.0
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostSettings:
+    """How every shard of a memory is run.
+
+    Attributes:
+        memory_limit_bytes: of one shard's keys; None: what its node or GPU has free.
+    """
+
+    encoder: KeyEncoderFactory
+    secret: bytes = field(repr=False)
+    device: str = "cpu"
+    threads: int = 1
+    memory_limit_bytes: int | None = None
+    queue_limit: int = 256
+
+
+class ShardHost:
+    """The body of a shard's actor."""
+
+    def __init__(self, layout: Layout, settings: HostSettings, *, shard: int, replica: int) -> None:
+        """Serve at once, and read in the background what to hold.
+
+        An actor whose constructor raises is never restarted, so a failure here is kept and told to
+        whoever calls. Nothing here may be a handle or an object reference: Ray keeps those in the
+        object store, and an actor whose constructor needs the store may fail to restart.
+        """
+        torch.set_num_threads(settings.threads)
+        self._layout, self._settings = layout, settings
+        self._address = shard, replica
+        self._began = time.monotonic()
+        self._state = StateDirectory(layout.state_dir)
+        self._following = threading.Lock()
+        self._orders: Orders | None = None
+        self._node = ray.get_runtime_context().get_node_id()
+        self._ip: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        self._broken: MemoryServerError | None = None
+        self._closed = threading.Event()
+        try:
+            self._shard = Shard(
+                layout.store_path,
+                shards=layout.shards,
+                shard=shard,
+                encoder=settings.encoder,
+                device=settings.device,
+                index=layout.index,
+                scratch=_scratch(),
+                memory_limit_bytes=settings.memory_limit_bytes,
+            )
+        except MemoryServerError as error:
+            self._broken = error
+            return
+        self._restored = RestoredShard(self._shard)
+        self._server = SearchServer(
+            self._restored,
+            secret=settings.secret,
+            host=self._ip,
+            queue_limit=settings.queue_limit,
+        )
+        threading.Thread(target=self._join, name=f"join-shard-{shard}", daemon=True).start()
+        self._metrics = MetricsPublisher(
+            self._report, memory=layout.name, shard=shard, replica=replica
+        )
+
+    @ray.method(concurrency_group="search")
+    def search(self, arguments: Mapping[str, Any]) -> ShardReply:
+        """`Shard.search` with numpy arrays, for whoever cannot reach the socket."""
+        self._check()
+        excluded = arguments["exclude_doc_ids"]
+        return self._restored.search(
+            torch.tensor(arguments["queries_BQ"]),
+            arguments["k"],
+            None if excluded is None else torch.tensor(excluded),
+            epoch=arguments["epoch"],
+            wait_s=arguments["wait_s"],
+            exact=arguments["exact"],
+        )
+
+    @ray.method(concurrency_group="search")
+    def entries(self, arguments: Mapping[str, Any]) -> list[Entry]:
+        """`Shard.entries`."""
+        self._check()
+        return self._restored.entries(
+            arguments["ids"], epoch=arguments["epoch"], wait_s=arguments["wait_s"]
+        )
+
+    @ray.method(concurrency_group="control")
+    def ping(self) -> int:
+        """The process id, once the shard is up. Raises what keeps it from working."""
+        self._check()
+        return os.getpid()
+
+    @ray.method(concurrency_group="control")
+    def endpoint(self) -> tuple[str, str]:
+        """(where the socket is, the address of this node)"""
+        self._check()
+        return self._server.endpoint, self._ip
+
+    @ray.method(concurrency_group="control")
+    def follow(self, orders: Orders) -> int:
+        """Stage, drop and switch as the orders say; older ones than were followed are ignored.
+
+        Returns:
+            The revision that is followed now. Staging goes on in the background.
+        """
+        self._check()
+        return self._follow(orders)
+
+    def _follow(self, orders: Orders) -> int:
+        with self._following:
+            if self._orders is not None and orders.revision < self._orders.revision:
+                return self._orders.revision
+            wanted = {order.plan.epoch for order in orders.epochs}
+            if orders.live is not None and orders.live in self._shard.held_epochs():
+                self._shard.activate(orders.live)
+            for epoch in self._shard.held_epochs():
+                if epoch not in wanted:
+                    self._shard.release(epoch)
+            for order in orders.epochs:
+                self._stage(order.plan, vouched=order.sealed)
+            if orders.live is not None:
+                self._shard.activate(orders.live)
+            self._restored.joined(
+                frozenset(order.plan.epoch for order in orders.epochs if order.sealed)
+            )
+            self._orders = orders
+            return orders.revision
+
+    @ray.method(concurrency_group="control")
+    def status(self, epoch: int) -> ShardStatus:
+        """`Shard.status`."""
+        self._check()
+        return self._shard.status(epoch)
+
+    @ray.method(concurrency_group="refresh")
+    def need(self, plan: EpochPlan, pending: Sequence[int]) -> Need:
+        """What staging the plan would take here, beside the pending epochs.
+
+        Raises:
+            UnknownVersion, StoreDamaged.
+        """
+        self._check()
+        added, free = self._shard.stage_cost(plan)
+        if self._settings.memory_limit_bytes is not None:
+            place = f"shard {self._address[0]} (memory_limit_bytes)"
+        elif self._settings.device == "cuda":
+            place = f"GPU {torch.cuda.get_device_properties(0).uuid} of node {self._node}"
+        else:
+            place = f"node {self._node}"
+        return Need(place=place, bytes=added, free=free, pending=self._pending_bytes(pending))
+
+    @ray.method(concurrency_group="control")
+    def report(self) -> ShardStats:
+        """What this replica counts, for stats."""
+        self._check()
+        return self._report()
+
+    @ray.method(concurrency_group="control")
+    def close(self) -> None:
+        """Give back what would outlive this process: shared tables, the socket."""
+        self._closed.set()
+        if self._broken is None:
+            self._metrics.close()
+            self._server.close()
+            self._shard.close()
+
+    def _join(self) -> None:
+        """Ask the coordinator what to hold, until it answers: it may be restarting, too."""
+        while not self._closed.is_set():
+            try:
+                coordinator = find_actor(self._layout.name)
+                orders = ray.get(coordinator.join.remote(*self._address), timeout=JOIN_TIMEOUT_S)
+                self._follow(orders)
+                return
+            except (ValueError, RayError, MemoryServerError) as error:
+                log.info("shard %s waits for its coordinator: %s", self._address, error)
+                self._closed.wait(JOIN_PAUSE_S)
+
+    def _stage(self, plan: EpochPlan, *, vouched: bool) -> None:
+        """Stage what is not held. What could not be restored is tried again at every order."""
+        with contextlib.suppress(UnknownEpoch):
+            if vouched and self._shard.status(plan.epoch).state == "failed":
+                self._shard.release(plan.epoch)
+        self._shard.stage(plan, lambda: self._load(plan.weights_id), restoring=vouched)
+
+    def _load(self, weights_id: int) -> Mapping[str, Tensor]:
+        """From the state directory if this node sees it, or else through the coordinator."""
+        with contextlib.suppress(StateNotFound):
+            return self._state.load_weights(weights_id)
+        coordinator = find_actor(self._layout.name)
+        packed = ray.get(coordinator.weights.remote(weights_id), timeout=WEIGHTS_TIMEOUT_S)
+        return unpack_weights(packed)
+
+    def _pending_bytes(self, epochs: Sequence[int]) -> int:
+        """What epochs that are being staged here have yet to take."""
+        added = 0
+        for order in () if self._orders is None else self._orders.epochs:
+            if order.plan.epoch not in epochs:
+                continue
+            with contextlib.suppress(UnknownEpoch):
+                status = self._shard.status(order.plan.epoch)
+                if status.state == "encoding":
+                    cost, _ = self._shard.stage_cost(order.plan)
+                    left = 1.0 if not status.total else 1 - status.done / status.total
+                    added += int(cost * left)
+        return added
+
+    def _report(self) -> ShardStats:
+        served, audit = self._server.stats(), self._shard.audit.report
+        live = None if self._orders is None else self._orders.live
+        stats = ShardStats(
+            shard=self._address[0],
+            replica=self._address[1],
+            state="serving" if self._restored.is_joined else "restoring",
+            node=self._node,
+            pid=os.getpid(),
+            device=self._settings.device,
+            requests=served.requests,
+            queries=served.queries,
+            overloaded=served.overloaded,
+            failed=served.failed,
+            queue=served.queue,
+            queue_peak=served.queue_peak,
+            queue_limit=served.queue_limit,
+            latency=latency(served.latency_counts, served.latency_sum_s),
+            latency_counts=served.latency_counts,
+            recall=asdict(audit),
+            uptime_s=time.monotonic() - self._began,
+        )
+        if live is None:
+            return stats
+        try:
+            status = self._shard.status(live)
+        except UnknownEpoch:
+            return stats
+        if status.receipt is None:
+            return replace(stats, epoch=live, state="restoring", error=status.error)
+        return replace(
+            stats,
+            epoch=live,
+            encoder_step=status.receipt.encoder_step,
+            bytes=dict(status.receipt.bytes),
+        )
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+
+
+def _scratch() -> Path | None:
+    """Where this user's shards on a node share tables, in memory; of all memories, so that each
+    clears away what a dead one left."""
+    return SHARED_MEMORY / f"pluglm-{os.getuid()}" if SHARED_MEMORY.is_dir() else None

@@ -1,0 +1,1 @@
+"""From entries to keys: encoders, tables, and how keys are held."""

@@ -1,0 +1,1 @@
+"""One shard: its rows, its epochs, and the rules that keep epochs consistent."""

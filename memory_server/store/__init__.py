@@ -1,0 +1,1 @@
+"""The durable memory: plain files that hold every version of the entries."""
