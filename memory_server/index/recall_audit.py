@@ -11,6 +11,7 @@ from torch import Tensor
 
 from memory_server.index.base import GatedIndex, Hits, Index, IndexSettings, RecentQueries
 from memory_server.index.recall_gate import MIN_QUERIES
+from memory_server.priority import give_way
 
 log = logging.getLogger(__name__)
 
@@ -239,6 +240,7 @@ class Audit:
             self._thread.join()
 
     def _run(self) -> None:
+        give_way()
         while not self._closed.wait(self._settings.audit_every_s):
             try:
                 self.run_once()

@@ -28,6 +28,7 @@ from memory_server.errors import (
 from memory_server.index.base import Index, IndexSettings
 from memory_server.index.recall_audit import Audit, QueryLog
 from memory_server.keys.making import Cancelled
+from memory_server.priority import give_way
 from memory_server.replies import ShardReply
 from memory_server.requests import checked_request
 from memory_server.shard.content import taken
@@ -82,7 +83,9 @@ class Shard:
         self._live: int | None = None
         self._closed = False
         # An edit is small and must not wait until a refresh has encoded everything.
-        self._refreshes = ThreadPoolExecutor(1, thread_name_prefix=f"refresh-shard-{shard}")
+        self._refreshes = ThreadPoolExecutor(
+            1, thread_name_prefix=f"refresh-shard-{shard}", initializer=give_way
+        )
         self._edits = ThreadPoolExecutor(1, thread_name_prefix=f"edit-shard-{shard}")
         self.audit = Audit(self._audited, self.queries, self._settings, device=self._device)
 
