@@ -86,7 +86,9 @@ class Shard:
         self._refreshes = ThreadPoolExecutor(
             1, thread_name_prefix=f"refresh-shard-{shard}", initializer=give_way
         )
-        self._edits = ThreadPoolExecutor(1, thread_name_prefix=f"edit-shard-{shard}")
+        self._edits = ThreadPoolExecutor(
+            1, thread_name_prefix=f"edit-shard-{shard}", initializer=give_way
+        )
         self.audit = Audit(self._audited, self.queries, self._settings, device=self._device)
 
     def stage(self, plan: EpochPlan, load_weights: LoadWeights, *, restoring: bool = False) -> None:
