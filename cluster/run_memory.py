@@ -71,6 +71,10 @@ def _started(
         cpus_per_shard=float(settings.threads_per_shard),
         threads_per_shard=settings.threads_per_shard,
         gpus_per_shard=settings.gpus_per_shard,
+        # A Ray that is started for this run alone talks to nobody else.
+        host="127.0.0.1" if config.cluster.address == "local" else None,
+        # In the run's directory, so that a run that is killed leaves nothing in the store.
+        state_dir=Path(config.run.dir).resolve() / "memory",
     )
 
 

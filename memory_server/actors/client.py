@@ -93,6 +93,7 @@ class RayMemory:
         hedge_after_s: float | Literal["p95"] = "p95",
         fan_in: int = 16,
         queue_limit: int = 256,
+        host: str | None = None,
         queries: Literal["float16", "float32"] = "float16",
         state_dir: Path | str | None = None,
         memory_limit_bytes: int | None = None,
@@ -123,6 +124,8 @@ class RayMemory:
             hedge_after_s: seconds until a search asks a second replica; "p95": as measured.
             fan_in: with more shards than this, a shard asks a group of so many for the client.
             queue_limit: searches that may wait at a shard before others are told `Overloaded`.
+            host: address of each node that its shards listen at; None: the one that Ray uses
+                between nodes. With "127.0.0.1" clients on other nodes go through Ray's own calls.
             queries: how they travel; halves are enough to find, the shard scores with what it gets.
             state_dir: where the epochs' book and the weights are kept, on a filesystem that the
                 coordinator's node sees; by default STORE/servers/NAME.
@@ -146,6 +149,7 @@ class RayMemory:
             gpus_per_shard=gpus_per_shard,
             resources_per_shard=dict(resources_per_shard or {}),
             queue_limit=queue_limit,
+            host=host,
             memory_limit_bytes=memory_limit_bytes,
             detached=detached,
         )

@@ -50,6 +50,7 @@ class ServerSettings:
     gpus_per_shard: float = 0.0
     resources_per_shard: Mapping[str, float] = field(default_factory=dict)
     queue_limit: int = 256
+    host: str | None = None
     memory_limit_bytes: int | None = None
     detached: bool = False
     coordinator: type[Coordinator] = Coordinator
@@ -223,6 +224,7 @@ def _start_host(
         threads=settings.threads_per_shard,
         memory_limit_bytes=None if limit is None else max(1, limit // on_node),
         queue_limit=settings.queue_limit,
+        host=settings.host,
     )
     return host.options(
         name=shard_name(layout.name, *address),

@@ -23,9 +23,10 @@ def fanout_to(
     def resolve(shard: int, replica: int) -> str | None:
         actor = _actor(layout, shard, replica)
         endpoint, ip = _answer(actor.endpoint.remote(), ENDPOINT_TIMEOUT_S)
-        # On its own loopback it can be reached from nodes that say they are there, too.
         mine: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        return None if ip.startswith(LOOPBACK) and not mine.startswith(LOOPBACK) else str(endpoint)
+        # A loopback is reached from its own machine alone.
+        on_loopback = str(endpoint).removeprefix("tcp://").startswith(LOOPBACK)
+        return None if on_loopback and ip != mine else str(endpoint)
 
     def by_actor(
         shard: int, replica: int, method: str, arguments: dict[str, Any], timeout_s: float

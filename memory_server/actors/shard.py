@@ -57,6 +57,7 @@ class HostSettings:
     threads: int = 1
     memory_limit_bytes: int | None = None
     queue_limit: int = 256
+    host: str | None = None
 
 
 class ShardHost:
@@ -98,7 +99,7 @@ class ShardHost:
         self._server = SearchServer(
             self._restored,
             secret=settings.secret,
-            host=self._ip,
+            host=settings.host or self._ip,
             queue_limit=settings.queue_limit,
         )
         threading.Thread(target=self._join, name=f"join-shard-{shard}", daemon=True).start()
