@@ -155,6 +155,8 @@ def train_and_ask(variant: Variant, run_dir: Path, *, seed: int, steps: int, lr:
             run_dir=run_dir,
             task=world.task,
             memory=memory,
+            epoch=memory.info().epoch,
+            content_version=memory.info().content_version,
             tokenizer=world.tokenizer,
             model_config=shape.to_dict(),
             device="cpu",

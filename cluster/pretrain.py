@@ -20,7 +20,7 @@ from cluster.config import PretrainConfig
 from cluster.errors import LaunchError
 from cluster.ray_session import ray_session
 from cluster.run_lock import run_lock
-from cluster.run_memory import run_memory
+from cluster.run_memory import RunMemory, run_memory
 from cluster.stop import Stop, stop_on_signals
 from cluster.trainer_actor import Gang, TrainerDied, first_failure, trainer_gang
 from memory_server.actors.client import RayMemory
@@ -146,13 +146,16 @@ def _run(
     with stop_on_signals() as stop:
         try:
             with _everything(config, source, shape, weights, start, stop) as up:
-                memory, gang, device = up
+                serving, gang, device = up
+                memory = serving.memory
                 tell(_opening(config, memory, start, device))
                 job = TrainJob(
                     settings=config,
                     run_dir=run_dir,
                     task=task,
                     memory=memory,
+                    epoch=serving.epoch,
+                    content_version=serving.content_version,
                     tokenizer=source.tokenizer.resolve(),
                     model_config=shape.to_dict(),
                     device=device,
@@ -195,7 +198,7 @@ def _everything(
     weights: dict[str, Tensor],
     start: checks.Start,
     stop: Stop,
-) -> Iterator[tuple[RayMemory, Gang, str]]:
+) -> Iterator[tuple[RunMemory, Gang, str]]:
     """Ray, the memory server and the trainers, ended in the opposite order whatever happens."""
     with ray_session(config.cluster, cpus=resources.cpus_needed(config)):
         # Ray has installed a handler of its own; this run's must be the one that counts.
@@ -205,13 +208,13 @@ def _everything(
         # A joined cluster may have GPUs where this machine has none, and the other way round.
         device = resources.choose_device(config, int(there.get("GPU", 0)))
         resources.check_cluster(config, device, there)
-        with run_memory(config, source, shape, weights, start) as memory:
+        with run_memory(config, source, shape, weights, start) as serving:
             stop.check()
             loopback = config.cluster.address == "local"
             on_gpu = device == "cuda"
             with trainer_gang(config.runtime, on_gpu=on_gpu, loopback=loopback) as gang:
                 stop.check()
-                yield memory, gang, device
+                yield serving, gang, device
 
 
 def _watch(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -13,10 +15,27 @@ from cluster import checks
 from cluster.config import PretrainConfig
 from memory_server.actors.client import RayMemory
 from memory_server.actors.names import Layout
+from memory_server.api import EpochPin
+from memory_server.errors import UnknownEpoch
 from model import KeyEncoderFactory, PlugLMConfig
 from trainer.settings import ConfigError
 
 _SEAL_TIMEOUT_S = 24 * 3600.0
+_TRAINERS_START_S = 300.0
+
+
+@dataclass(frozen=True)
+class RunMemory:
+    """A memory, and the epoch of it that has the run's keys.
+
+    Attributes:
+        epoch: which the trainers are to search; others may make another one live.
+        content_version: of that epoch.
+    """
+
+    memory: RayMemory
+    epoch: int
+    content_version: str
 
 
 @contextmanager
@@ -26,7 +45,7 @@ def run_memory(
     shape: PlugLMConfig,
     weights: dict[str, Tensor],
     start: checks.Start,
-) -> Iterator[RayMemory]:
+) -> Iterator[RunMemory]:
     """The memory, live with the keys of the run's weights, for as long as the block lasts.
 
     Ray must be running. A server that is attached to goes on when the block ends.
@@ -35,13 +54,17 @@ def run_memory(
         ConfigError: the named server is of another store or tokenizer.
         CoordinatorLost: there is no server of this name. What `RayMemory.start` raises.
     """
-    memory = (
-        _attached(config, source, weights, start)
-        if config.memory.server
-        else _started(config, source, shape, weights, start)
-    )
+    if not config.memory.server:
+        memory = _started(config, source, shape, weights, start)
+    else:
+        memory = _attached(config, source)
     try:
-        yield memory
+        if not config.memory.server:
+            epoch = memory.info().epoch
+            yield RunMemory(memory, epoch, _content_of(memory, epoch))
+            return
+        with _shown(memory, weights, start) as pin:
+            yield RunMemory(memory, pin.epoch, _content_of(memory, pin.epoch))
     finally:
         memory.close()
 
@@ -78,28 +101,37 @@ def _started(
     )
 
 
-def _attached(
-    config: PretrainConfig,
-    source: checks.Source,
-    weights: dict[str, Tensor],
-    start: checks.Start,
-) -> RayMemory:
-    """A server, whose content stays as it is: others may have edited it on purpose."""
+def _attached(config: PretrainConfig, source: checks.Source) -> RayMemory:
     settings = config.memory
     memory = RayMemory.attach(
         settings.server, on_lost_shard=settings.on_lost_shard, deadline_s=settings.deadline_s
     )
     try:
         _check_same_store(settings.server, memory.layout, source)
-        before = memory.info().epoch
-        epoch = memory.stage(encoder_step=start.state.encoder_step, weights=weights)
-        memory.wait_sealed(epoch, _SEAL_TIMEOUT_S)
-        memory.activate(epoch)
-        memory.release(before)
     except BaseException:
         memory.close()
         raise
     return memory
+
+
+def _shown(memory: RayMemory, weights: dict[str, Tensor], start: checks.Start) -> EpochPin:
+    """Make the run's weights live on a server, and pin the epoch.
+
+    Its content stays as it is: others may have edited it on purpose.
+    """
+    before = memory.info().epoch
+    staged = memory.stage(encoder_step=start.state.encoder_step, weights=weights)
+    memory.wait_sealed(staged, _SEAL_TIMEOUT_S)
+    epoch = memory.activate(staged)
+    # Others may switch and release epochs; until the trainers pin it themselves, this holds it.
+    pin = memory.pin(epoch, lease_s=_TRAINERS_START_S)
+    with contextlib.suppress(UnknownEpoch):  # another run that began at the same time released it
+        memory.release(before)
+    return pin
+
+
+def _content_of(memory: RayMemory, epoch: int) -> str:
+    return next(e.content_version for e in memory.stats().epochs if e.epoch == epoch)
 
 
 def _check_same_store(server: str, layout: Layout, source: checks.Source) -> None:

@@ -23,7 +23,7 @@ from trainer.control import Control
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.data import rng
 from trainer.data.stream import TrainBatch
-from trainer.distributed import barrier, broadcast_integers, sum_over_ranks
+from trainer.distributed import barrier, sum_over_ranks
 from trainer.engine import TrainingEngine, start_process_group, stop_process_group
 from trainer.errors import TrainingError
 from trainer.evaluate import right_entries
@@ -46,7 +46,7 @@ class TrainJob:
         settings: the run's settings.
         run_dir: where it writes; every rank reaches it.
         task: what is trained on.
-        memory: the memory, live at the keys of `start`.
+        memory: the memory; epoch: of it, with the keys of `start`; content_version: of that epoch.
         tokenizer: directory of the tokenizer, saved beside the model.
         model_config: as a dictionary.
         device: "cpu" or "cuda".
@@ -61,6 +61,8 @@ class TrainJob:
     run_dir: Path
     task: Task
     memory: Memory
+    epoch: int
+    content_version: str
     tokenizer: Path
     model_config: dict[str, Any]
     device: str
@@ -114,10 +116,6 @@ def run_rank(job: TrainJob, rank: int, control: Control) -> TrainOutcome:
         stop_process_group()
 
 
-def _live_epoch(job: TrainJob, rank: int) -> int:
-    return job.memory.info().epoch if rank == 0 else -1
-
-
 class _Run:
     """A rank's state between steps."""
 
@@ -145,11 +143,10 @@ class _Run:
             self.engine,
             settings.memory,
             rank=rank,
-            # Asked by one: someone may be editing the memory.
-            epoch=broadcast_integers([_live_epoch(job, rank)], self.engine.device)[0],
+            epoch=job.epoch,
             encoder_step=start.encoder_step,
             published_step=start.published_step,
-            live_content=start.content_version,
+            live_content=job.content_version,
             live_weights=self._live_weights(),
             content_version=job.task.content_version,
             stop_requested=control.stop_requested,

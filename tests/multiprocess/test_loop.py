@@ -187,6 +187,8 @@ class Place:
             run_dir=run_dir,
             task=self.changing if sync else self.constant,
             memory=memory,
+            epoch=memory.info().epoch,
+            content_version=memory.info().content_version,
             tokenizer=self.home / "tokenizer",
             model_config=config.to_dict(),
             device="cpu",

@@ -48,6 +48,8 @@ def train(
         run_dir=Path(config.run.dir),
         task=task,
         memory=memory,
+        epoch=memory.info().epoch,
+        content_version=memory.info().content_version,
         tokenizer=world.tokenizer,
         model_config=shape_of(config, world).to_dict(),
         device="cpu",
