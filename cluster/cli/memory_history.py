@@ -44,7 +44,7 @@ def _log_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _log(options: argparse.Namespace) -> int:
-    store = opened_store(options.store)
+    store = opened_store(options.store, check=False)
     start = None if options.start is None else store.resolve(options.start)
     entries = list(islice(store.log(start=start), options.n))
     if options.json:
@@ -80,7 +80,7 @@ def _diff_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    store = opened_store(options.store)
+    store = opened_store(options.store, check=False)
     old, new = (store.manifest(store.resolve(v)) for v in (options.old, options.new))
     diff = store.diff(old.version, new.version)
     if options.json:
@@ -133,7 +133,7 @@ def _tag_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _tag(options: argparse.Namespace) -> int:
-    store = opened_store(options.store)
+    store = opened_store(options.store, check=False)
     if options.delete and (options.name is None or options.version or options.move):
         raise UsageError("--delete takes a TAG and nothing else")
     if options.delete:
@@ -165,7 +165,7 @@ def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _rollback(options: argparse.Namespace) -> int:
-    with editor(options) as edit:
+    with editor(options, check=False) as edit:
         return report_edit(edit.rollback(options.version), options)
 
 

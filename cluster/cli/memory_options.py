@@ -77,6 +77,9 @@ def add_edit_options(parser: argparse.ArgumentParser) -> None:
 def opened_store(given: str, *, check: bool = True) -> Store:
     """The store that an argument leads to.
 
+    Args:
+        check: False for what need not read the head's segments, one of which may be damaged.
+
     Raises:
         FileNotFoundError, StoreError: there is none, or it is damaged.
     """
@@ -112,11 +115,15 @@ def given_server(options: argparse.Namespace) -> Iterator[RayMemory | None]:
 
 
 @contextmanager
-def editor(options: argparse.Namespace) -> Iterator[Editor]:
-    """The store's editor, as the options of `add_edit_options` and of the tokenizer say."""
+def editor(options: argparse.Namespace, *, check: bool = True) -> Iterator[Editor]:
+    """The store's editor, as the options of `add_edit_options` and of the tokenizer say.
+
+    Args:
+        check: False for an edit that leads away from damage, and so must work beside it.
+    """
     from cluster.editing.edits import Editor, TokenizerPlace
 
-    store = opened_store(options.store)
+    store = opened_store(options.store, check=check)
     place = TokenizerPlace(
         given=getattr(options, "tokenizer", None),
         near=near_store(options.store),
@@ -156,6 +163,7 @@ def edit_as_dict(edit: Edit, server: str | None) -> dict[str, Any]:
         "entries_before": counts.before,
         "entries_after": counts.after,
         "bytes_to_write": counts.bytes_to_write,
+        "uncertain": counts.uncertain,
         "domains": {name: vars(change) for name, change in counts.domains.items()},
         "added_ids": list(counts.added_ids),
         "removed_ids": list(counts.removed_ids),
@@ -179,6 +187,8 @@ def edit_as_text(edit: Edit, server: str | None) -> str:
         f"{counts.added:,} entries come, {counts.removed:,} go{replaced}: {counts.before:,} → "
         f"{counts.after:,}"
     )
+    if counts.uncertain is not None:
+        lines.append(f"counted by whole segments, as {counts.uncertain}")
     rows = [
         [name, f"{c.before:,}", f"{c.after:,}", f"+{c.added:,}", f"-{c.removed:,}"]
         for name, c in counts.domains.items()

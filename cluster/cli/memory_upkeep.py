@@ -120,7 +120,8 @@ def _gc_arguments(parser: argparse.ArgumentParser) -> None:
 def _gc(options: argparse.Namespace) -> int:
     from cluster.editing.live import check_same_memory
 
-    store = opened_store(options.store)
+    # A damaged head may be rolled back, to a version that a collection would give up.
+    store = opened_store(options.store, check=not options.dry_run)
     protect: list[str] = []
     with given_server(options) as memory:
         if memory is not None:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from cluster.editing.cutting import Cutter
 from cluster.editing.live import check_same_memory, show_version
-from cluster.editing.outcome import Edit, counts_of_diff, counts_of_plan
+from cluster.editing.outcome import Edit, counts_of_diff, counts_of_manifests, counts_of_plan
 from cluster.editing.passages import Knowledge
 from cluster.editing.reading import Read, Reader
 from cluster.editing.segment_writer import SegmentWriter
 from cluster.editing.tokenizer import find_tokenizer, store_neighbours, titles_in_entries
 from cluster.editing.transfer import transferred
 from memory_server.api import Memory
-from memory_server.errors import DomainPlugged, StoreConflict
+from memory_server.errors import DomainPlugged, StoreConflict, StoreDamaged
 from memory_server.store.changes import Addition, Change, Plug
 from memory_server.store.manifest import Manifest
 from memory_server.store.names import check_domain
@@ -169,13 +169,17 @@ class Editor:
     def rollback(self, version: str) -> Edit:
         """Commit an earlier version's content once more; what came after stays in the log.
 
+        What of the head is damaged is left behind: then entries are counted by whole segments.
         It is not tried again when another writer commits meanwhile, as that would be undone too.
         """
         self._check_memory()
         target, base = self.store.manifest(self.store.resolve(version)), self.store.manifest()
-        diff = self.store.diff(base.version, target.version)
         message = self.message or f"roll back to {target.version}: {target.message}"
-        counts = counts_of_diff(diff, base, target)
+        try:
+            diff = self.store.diff(base.version, target.version)
+            counts = counts_of_diff(diff, base, target)
+        except StoreDamaged as error:  # which may be what is to be left behind
+            counts = replace(counts_of_manifests(base, target), uncertain=str(error))
         edit = Edit(message=message, counts=counts, parent=base.version)
         if self.dry_run:
             return edit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,12 @@ from memory_server.store.segments import Segment
 from memory_server.store.store import Store
 
 Int64Array = NDArray[np.int64]
+Check = Callable[[SegmentRef], None]
+"""Called with each segment that content is read from, before it is read."""
+
+
+def unchecked(ref: SegmentRef) -> None:
+    """For content that is only shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +34,9 @@ class Found:
     text: str
 
 
-def entries_by_id(store: Store, manifest: Manifest, ids: Sequence[int]) -> dict[int, Found]:
+def entries_by_id(
+    store: Store, manifest: Manifest, ids: Sequence[int], *, check: Check = unchecked
+) -> dict[int, Found]:
     """The live entries with these ids; those that do not live are left out.
 
     One pass over the ids of the segments that may hold one.
@@ -40,12 +48,12 @@ def entries_by_id(store: Store, manifest: Manifest, ids: Sequence[int]) -> dict[
         if len(inside):
             segment = store.segment(ref)
             rows = rows_with(segment.ids, inside)
-            found.update({entry.id: entry for entry in _live(store, ref, segment, rows)})
+            found.update({entry.id: entry for entry in _live(store, ref, segment, rows, check)})
     return found
 
 
 def entries_by_document(
-    store: Store, manifest: Manifest, doc_ids: Sequence[int]
+    store: Store, manifest: Manifest, doc_ids: Sequence[int], *, check: Check = unchecked
 ) -> dict[int, list[Found]]:
     """The live entries of these documents, by ascending id; documents without any are left out.
 
@@ -61,7 +69,7 @@ def entries_by_document(
             continue
         segment = store.segment(ref)
         rows = rows_with(segment.doc_ids, inside)
-        for entry in _live(store, ref, segment, rows):
+        for entry in _live(store, ref, segment, rows, check):
             found.setdefault(entry.doc_id, []).append(entry)
     for entries in found.values():
         entries.sort(key=lambda entry: entry.id)
@@ -79,9 +87,12 @@ def largest_doc_id(store: Store, manifest: Manifest) -> int:
     return largest
 
 
-def _live(store: Store, ref: SegmentRef, segment: Segment, rows: Int64Array) -> Iterator[Found]:
+def _live(
+    store: Store, ref: SegmentRef, segment: Segment, rows: Int64Array, check: Check
+) -> Iterator[Found]:
     if not len(rows):
         return
+    check(ref)
     rows = np.setdiff1d(rows, store.deleted_rows(ref), assume_unique=True)
     strings = [segment.strings(column, rows.tolist()) for column in ("title", "source", "text")]
     for row, title, source, text in zip(rows.tolist(), *strings, strict=True):

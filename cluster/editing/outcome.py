@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ class Counts:
     Attributes:
         added_ids, removed_ids: the first few.
         bytes_to_write: of new files.
+        uncertain: why entries could only be counted by segments, so that one which is in both
+            versions may count as gone and come; None: every entry was compared.
     """
 
     added: int
@@ -31,6 +34,7 @@ class Counts:
     added_ids: tuple[int, ...]
     removed_ids: tuple[int, ...]
     bytes_to_write: int
+    uncertain: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,3 +93,38 @@ def counts_of_diff(diff: Diff, before: Manifest, after: Manifest) -> Counts:
         removed_ids=tuple(diff.removed[:SAMPLE].tolist()),
         bytes_to_write=0,
     )
+
+
+def counts_of_manifests(before: Manifest, after: Manifest) -> Counts:
+    """The same without reading a segment: those that are not in both go and come whole."""
+    olds, news = before.domains(), after.domains()
+    gone, come = _live_rows_apart(before, after), _live_rows_apart(after, before)
+    return Counts(
+        added=sum(come.values()),
+        removed=sum(gone.values()),
+        replaced=0,
+        before=before.entries,
+        after=after.entries,
+        domains={
+            name: DomainChange(
+                before=olds.get(name, 0),
+                after=news.get(name, 0),
+                added=come[name],
+                removed=gone[name],
+            )
+            for name in sorted(gone.keys() | come.keys())
+        },
+        added_ids=(),
+        removed_ids=(),
+        bytes_to_write=0,
+    )
+
+
+def _live_rows_apart(here: Manifest, there: Manifest) -> Counter[str]:
+    """Live rows by domain, of the segments that only one version has as they are."""
+    theirs = set(there.segments)
+    rows: Counter[str] = Counter()
+    for ref in here.segments:
+        if ref not in theirs:
+            rows[ref.domain] += ref.live
+    return rows

@@ -12,7 +12,7 @@ from cluster.editing.numbering import Numbering
 from cluster.editing.passages import Knowledge, Passage
 from cluster.editing.segment_writer import SegmentWriter
 from memory_server.errors import DuplicateEntry, UnknownEntry
-from memory_server.store.manifest import Manifest
+from memory_server.store.manifest import Manifest, SegmentRef
 from memory_server.store.store import Store
 from trainer.corpus.errors import CorpusError
 
@@ -63,7 +63,8 @@ class Reader:
 
     Raises (all methods):
         CorpusError: a bad file or row; names it. DuplicateEntry, UnknownEntry: an id does not fit
-        the version. ConfigError, TokenizerMismatch: no tokenizer, or another one.
+        the version. ConfigError, TokenizerMismatch: no tokenizer, or another one. StoreDamaged: an
+        update needs a segment that was altered; names it.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Reader:
         self._writer, self._cutter = writer, cutter
         self._numbering = Numbering(store, manifest)
         self._documents: dict[int, _Document] = {}
+        self._verified: set[str] = set()
 
     def add(self, knowledge: Knowledge, domain: str, *, replacing: bool = False) -> Read:
         """Write all of it as entries of one domain.
@@ -108,7 +110,7 @@ class Reader:
         for chunk in _chunks(addressed):
             single = [p.id for p in chunk if p.id is not None]
             whole = [p.doc_id for p in chunk if p.id is None and p.doc_id is not None]
-            found = entries_by_id(self._store, self._manifest, single)
+            found = entries_by_id(self._store, self._manifest, single, check=self._verify)
             self._meet_documents([d for d in whole if d not in self._documents], gone)
             for cut in self._cut(chunk, needed=True):
                 if cut.passage.id is not None:
@@ -156,7 +158,7 @@ class Reader:
         self._write_over(cut, ids, document.first)
 
     def _meet_documents(self, doc_ids: list[int], gone: Replaced) -> None:
-        found = entries_by_document(self._store, self._manifest, doc_ids)
+        found = entries_by_document(self._store, self._manifest, doc_ids, check=self._verify)
         for doc_id, entries in found.items():
             domains = sorted({entry.domain for entry in entries})
             if len(domains) > 1:
@@ -211,6 +213,12 @@ class Reader:
                 self.read.sample.append(
                     NewEntry(id=entry_id, doc_id=doc_id, domain=domain, title=title, text=text)
                 )
+
+    def _verify(self, ref: SegmentRef) -> None:
+        """Refuse an altered segment, once: new entries take titles and sources from old ones."""
+        if ref.file not in self._verified:
+            self._store.verify_segment(ref)
+            self._verified.add(ref.file)
 
     def _refuse_live(self, chunk: list[Passage]) -> None:
         given = {p.id: p.place for p in chunk if p.id is not None}

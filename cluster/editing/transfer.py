@@ -20,7 +20,8 @@ def transferred(
 
     Raises:
         TokenizerMismatch: made with another tokenizer. UnknownDomain: there is none of that name,
-        or several to choose from. ValueError: entries of another length.
+        or several to choose from. ValueError: entries of another length. StoreDamaged: a segment
+        there is not what was written.
     """
     theirs, ours = other.meta, store.meta
     if theirs.tokenizer_fingerprint != ours.tokenizer_fingerprint:
@@ -40,6 +41,8 @@ def transferred(
     for ref in manifest.segments:
         if ref.domain != name:
             continue
+        # Here it gets a checksum of its own, after which nothing could tell that it was altered.
+        other.verify_segment(ref)
         segment, dead = other.segment(ref), other.deleted_rows(ref)
         if len(dead):
             rows = np.setdiff1d(np.arange(segment.rows), dead, assume_unique=True)

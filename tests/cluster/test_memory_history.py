@@ -319,10 +319,90 @@ def test_a_damaged_store_is_not_edited(
         assert path.name in capsys.readouterr().out
         return
     before = own_memory.files()
-    for words in (["add", "--text", "a king"], ["unplug", "default"], ["rollback", "HEAD~1"]):
+    edits = [["add", "--text", "a king"], ["update", "--id", "0", "--text", "a king"]]
+    if part == "manifests":
+        edits += [["unplug", "default"], ["rollback", "HEAD~1"]]
+    for words in edits:
         line = ["memory", words[0], str(own_memory.path), *words[1:]]
         assert path.name in refusal(line, capsys, code=1)
     assert own_memory.files() == before
+
+
+def damaged_segment(own: OwnMemory, damage: str, *, newest: bool) -> Path:
+    """One of the head's segments, no longer what was written: `flip` changes a title, in place."""
+    ref = own.store.manifest().segments[-1 if newest else 0]
+    path = own.store.segment_path(ref)
+    data = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        at = data.index(b"Ada")
+        data[at] ^= 1
+        path.write_bytes(data)
+    return path
+
+
+def test_altered_content_is_not_taken_over(
+    own_memory: OwnMemory, tmp_path: Path, capsys: Capture
+) -> None:
+    store = str(own_memory.path)
+    words = ["--text", "a king", "--title", "Ada", "--source", "a book"]
+    added = run_json(["memory", "add", store, "--domain", "new", *words], capsys)
+    (entry_id,) = added["added_ids"]
+    other = Path(shutil.copytree(own_memory.corpus, tmp_path / "other"))
+    (doc_id,) = {row.doc_id for row in own_memory.rows().values() if row.title == "Ada"}
+    assert main(["memory", "unplug", str(other), "new"]) == 0
+    path = damaged_segment(own_memory, "flip", newest=True)
+    before = {"own": own_memory.files(), "other": OwnMemory(other).files()}
+    for edit in (
+        ["plug", str(other), "newer", "--from-store", store, "--from-domain", "new"],
+        ["update", store, "--id", str(entry_id), "--text", "a queen"],
+        ["update", store, "--doc-id", str(doc_id), "--text", "a queen"],
+    ):
+        said = refusal(["memory", *edit], capsys, code=1)
+        assert path.name in said
+        assert "was altered" in said
+    assert {"own": own_memory.files(), "other": OwnMemory(other).files()} == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_a_damaged_head_can_be_left_behind(
+    own_memory: OwnMemory, capsys: Capture, damage: str
+) -> None:
+    store, rows = str(own_memory.path), own_memory.rows()
+    for name in ("one", "two"):
+        words = ["--text", "a king", "--title", "Ada", "--domain", name]
+        assert main(["memory", "add", store, *words]) == 0
+    path = damaged_segment(own_memory, damage, newest=True)
+    assert path.name in refusal(["memory", "add", store, "--text", "a king"], capsys, code=1)
+    for words in (
+        ["log", store],
+        ["tag", store, "damaged"],
+        ["gc", store, "--dry-run"],
+        ["diff", store, "HEAD~2", "HEAD~1"],
+        ["rollback", store, "HEAD~1", "--dry-run"],
+        ["unplug", store, "two", "--dry-run"],
+        ["rollback", store, "HEAD~1"],
+    ):
+        assert main(["memory", *words]) == 0, words
+    assert main(["memory", "unplug", store, "one"]) == 0
+    assert own_memory.rows() == rows
+    assert main(["memory", "verify", store]) == 0
+    # What leads to the damage again is refused, with nothing committed.
+    head = own_memory.store.head()
+    assert path.name in refusal(["memory", "rollback", store, "damaged"], capsys, code=1)
+    assert own_memory.store.head() == head
+
+
+def test_a_damaged_domain_can_be_unplugged(own_memory: OwnMemory, capsys: Capture) -> None:
+    store, rows = str(own_memory.path), own_memory.rows()
+    words = ["--text", "a king", "--title", "Ada", "--domain", "two"]
+    assert main(["memory", "add", store, *words]) == 0
+    damaged_segment(own_memory, "missing", newest=True)
+    assert main(["memory", "unplug", store, "two"]) == 0
+    assert own_memory.rows() == rows
 
 
 def test_a_store_that_is_no_directory_is_edited_by_its_url(
