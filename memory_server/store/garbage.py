@@ -13,10 +13,11 @@ among those kept: name it in `protect`, tag it, or keep enough versions.
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from memory_server.errors import StoreFull
 from memory_server.store.changes import Plan
 from memory_server.store.collected import COLLECTED, Collected, dump_record, record_name
 from memory_server.store.files import TEMPORARY_PREFIX
@@ -26,6 +27,8 @@ from memory_server.store.publishing import DIRECTORIES, manifest_name, publish_p
 from memory_server.store.reader import StoreReader
 
 log = logging.getLogger(__name__)
+
+_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +59,11 @@ def collect_garbage(
     dry_run: bool,
 ) -> GarbageReport:
     """See `Store.gc`; `protect` are whole versions."""
-    if keep_versions < 1 or min_age_s < 0 or incoming_age_s < 0:
+    # Not `< 0`, which NaN passes.
+    if keep_versions < 1 or not (min_age_s >= 0 and incoming_age_s >= 0):
         raise ValueError(
             f"keep_versions={keep_versions} must be at least 1, min_age_s={min_age_s} and "
-            f"incoming_age_s={incoming_age_s} not negative"
+            f"incoming_age_s={incoming_age_s} numbers of 0 or more"
         )
     storage = reader.storage
     head = reader.head_manifest()
@@ -71,23 +75,30 @@ def collect_garbage(
     given_up = [manifest for manifest in history if manifest.version not in kept]
     rubbish = set(present) - _needed(history, kept)
     stale = _stale(reader, incoming_age_s)
-    if dry_run or not rubbish:
-        sizes = {**stale, **{name: present[name] for name in rubbish}}
-        if not dry_run:
-            _remove(reader, sizes)
-        return _report(None, given_up, sizes)
+    if dry_run:
+        return _report(None, given_up, {**stale, **{name: present[name] for name in rubbish}})
+    # These go by their age alone, and before the commit, which on a full disk needs their room.
+    _remove(reader, stale)
+    if not rubbish:
+        return _report(None, given_up, stale)
 
     earlier = [info.name for info in storage.list(COLLECTED)]
     versions = {**reader.collected(), **{m.version: Collected.of(m) for m in given_up}}
     plan = Plan(base=head, segments=head.segments, next_id=next_id(reader, head))
 
-    def remember(manifest: Manifest) -> None:
-        if versions:
-            data = dump_record(head.version, versions.values())
-            storage.write(record_name(manifest.version), data)
+    def remember(manifest: Manifest) -> list[str]:
+        if not versions:
+            return []
+        data = dump_record(head.version, versions.values())
+        storage.write(record_name(manifest.version), data)
+        return [record_name(manifest.version)]
 
     # Should it lose against another writer: a record of what did not take place says nothing.
-    version = publish_plan(reader, plan, message=_message(given_up), before_commit=remember)
+    try:
+        version = publish_plan(reader, plan, message=_message(given_up), before_commit=remember)
+    except StoreFull as error:
+        unnamed = rubbish - _needed(history, {manifest.version for manifest in history})
+        raise StoreFull(_how_to_make_room(reader, error, stale, unnamed, present)) from error
     # A tag that came while this collection did not look: its version stays after all.
     late = set(read_tags(storage).values()) & {manifest.version for manifest in given_up}
     if late:
@@ -96,10 +107,10 @@ def collect_garbage(
         remaining = [each for each in versions.values() if each.version not in late]
         storage.write(record_name(version), dump_record(head.version, remaining))
         rubbish -= _needed(history, kept)
-    sizes = {**stale, **{name: present[name] for name in rubbish}}
-    _remove(reader, sizes)
+    garbage = {name: present[name] for name in rubbish}
+    _remove(reader, garbage)
     _remove(reader, [f"{COLLECTED}/{name}" for name in earlier])
-    return _report(version, given_up, sizes)
+    return _report(version, given_up, {**stale, **garbage})
 
 
 def _kept(
@@ -168,6 +179,34 @@ def _remove(reader: StoreReader, names: Iterable[str]) -> None:
             reader.storage.remove_incoming(path)
         else:
             reader.storage.remove(name)
+
+
+def _how_to_make_room(
+    reader: StoreReader,
+    error: StoreFull,
+    stale: Collection[str],
+    unnamed: Collection[str],
+    sizes: Mapping[str, int],
+) -> str:
+    """What a person can do who has no room for a collection's own commit.
+
+    Args:
+        stale: what is removed already. unnamed: files that no version names, which only this
+            person can tell from those of a writer that is still at work.
+    """
+    removed = f"; {len(stale)} old temporary files are removed already" if stale else ""
+    if not unnamed:
+        return (
+            f"{error} (the collection is a version too, and needs a few kilobytes on the disk "
+            f"before it can remove anything{removed})"
+        )
+    largest = sorted(unnamed, key=lambda name: (-sizes[name], name))
+    shown = ", ".join(reader.where(name) for name in largest[:_NAMED])
+    more = f" and {len(largest) - _NAMED} more" if len(largest) > _NAMED else ""
+    return (
+        f"{error}; or, if no other process writes to this store, remove by hand what no version "
+        f"names ({sum(sizes[name] for name in largest):,} bytes): {shown}{more}{removed}"
+    )
 
 
 def _message(given_up: Sequence[Manifest]) -> str:

@@ -6,12 +6,12 @@ process that dies may leave files that no version names, for `gc` to sweep.
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from memory_server.errors import StoreConflict, StoreError
+from memory_server.errors import StoreConflict, StoreError, StoreFull, StoreReadOnly
 from memory_server.store.changes import Plan
 from memory_server.store.manifest import Manifest, dump_manifest, new_manifest
 from memory_server.store.names import new_nonce, own_name
@@ -28,12 +28,13 @@ def publish_plan(
     plan: Plan,
     *,
     message: str,
-    before_commit: Callable[[Manifest], None] | None = None,
+    before_commit: Callable[[Manifest], Sequence[str]] | None = None,
 ) -> str:
     """Commit a plan. Returns the new version, which is now the head.
 
     Args:
-        before_commit: called with the manifest when all is durable, just before it is visible.
+        before_commit: called with the manifest when all is durable, just before it is visible;
+            returns the names of files that it wrote for this version alone.
 
     Raises:
         StoreConflict: another writer committed since the plan was made. StoreFull: no room.
@@ -67,14 +68,20 @@ def publish_plan(
         written.append(manifest_name(manifest.version))
         storage.write(written[-1], dump_manifest(manifest))
         if before_commit is not None:
-            before_commit(manifest)
+            written += before_commit(manifest)
     except BaseException:
         _sweep(reader, written)
         raise
     try:
         reader.line.append(plan.parent, manifest.version)
-    except StoreConflict:  # of any other error it is not known that nothing happened
+    except StoreConflict:
         _sweep(reader, written)
+        raise
+    except (StoreFull, StoreReadOnly):
+        # Both come before the name is there. Of any other error that is not known, so that what
+        # is written must stay: a request may take effect after its answer was lost.
+        if reader.line.child(plan.parent) != manifest.version:
+            _sweep(reader, written)
         raise
     for source, _ in plan.additions:
         if _is_ours(reader, source):

@@ -420,7 +420,9 @@ class Store:
             dry_run: say what would go.
 
         Raises:
-            StoreConflict: another writer committed meanwhile; nothing changed. UnknownVersion.
+            StoreConflict: another writer committed meanwhile. StoreFull: no room for the version
+            that a collection is; says which files a person may remove. Of both, nothing changed but
+            that what `incoming_age_s` says is gone. UnknownVersion.
         """
         return collect_garbage(
             self._reader,
