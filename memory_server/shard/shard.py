@@ -182,12 +182,14 @@ class Shard:
         queries_BQ, excluded = checked_request(
             queries_BQ, k, exclude_doc_ids, sealed.receipt.key_width
         )
-        hits = sealed.index.search(
-            queries_BQ.to(self._device),
-            k,
-            None if excluded is None else excluded.to(self._device),
-            exact=exact,
-        )
+        # Search is in full precision, whatever the caller trains in.
+        with torch.autocast(self._device.type, enabled=False):
+            hits = sealed.index.search(
+                queries_BQ.to(self._device),
+                k,
+                None if excluded is None else excluded.to(self._device),
+                exact=exact,
+            )
         self.queries.add(queries_BQ, k, excluded)
         rows = hits.rows.cpu().numpy()
         content = sealed.content

@@ -75,9 +75,11 @@ def test_every_reply_is_what_its_epoch_holds(tmp_path: Path, dtype: str) -> None
         operations=20_000 if dtype == "float32" else 1_000,
         index=IndexSettings(key_dtype=dtype),  # type: ignore[arg-type]
     )
-    # Nothing was left out by chance.
-    for name in ("search", "add", "update", "remove", "swap", "refresh", "restart_memory"):
+    assert sum(done.values()) == (20_000 if dtype == "float32" else 1_000)
+    for name in ("search", "add", "update", "remove", "swap", "refresh"):
         assert done[name] > 0, name
+    # Of what is rare, nothing was left out by chance.
+    assert dtype == "int8" or done["restart_memory"] > 0
 
 
 @pytest.mark.long

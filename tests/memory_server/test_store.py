@@ -289,7 +289,7 @@ class CrashingFiles(Files):
         return super().open_new(path)
 
     def sync(self, handle) -> None:  # type: ignore[no-untyped-def]
-        if self.left == 0:  # half of the bytes had reached the disk
+        if self.left == 0 and handle.writable():  # half of the bytes had reached the disk
             handle.flush()
             handle.truncate(handle.tell() // 2)
         self._step()

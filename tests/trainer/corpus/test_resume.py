@@ -172,6 +172,8 @@ def start(source: Path, out: Path, tokenizer: str, workers: int) -> subprocess.P
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        # A shell's background job, as tests may be, has its children ignore the interrupt.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
