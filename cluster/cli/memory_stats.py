@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cluster.cli.command import Command
@@ -75,15 +76,18 @@ def describe_stats(stats: MemoryStats) -> str:
         ("readers", f"{stats.pins:,} hold an epoch"),
     ]
     rows += [("epoch", _epoch(epoch)) for epoch in stats.epochs]
-    head = ("shard", "state", "epoch", "queries", "queue", "p50", "p95", "p99", "recall", "node")
+    head = (
+        *("shard", "state", "epoch", "queries", "queue", "p50", "p95", "p99"),
+        *("recall", "answers", "stale_share", "node"),
+    )
     shards = table(
         head,
         [_shard(shard) for shard in stats.per_shard],
-        most=(8, 12, 8, 12, 6, 9, 9, 9, 24, 24),
-        right=(2, 3, 4, 5, 6, 7),
+        most=(8, 12, 8, 12, 6, 9, 9, 9, 6, 13, 11, 24),
+        right=(2, 3, 4, 5, 6, 7, 8, 10),
     )
     errors = [f"shard {s.shard}.{s.replica}: {s.error}" for s in stats.per_shard if s.error]
-    return "\n".join([pairs(rows), "", shards, *errors])
+    return "\n".join([pairs(rows), "", shards, *_reasons(stats.per_shard), *errors])
 
 
 def _epoch(epoch: EpochStats) -> str:
@@ -111,19 +115,33 @@ def _shard(shard: ShardStats) -> list[str]:
             "-" if value is None else f"{value:.1f} ms"
             for value in (latency.p50_ms, latency.p95_ms, latency.p99_ms)
         ),
-        _recall(shard),
+        *_recall(shard),
         shard.node,
     ]
 
 
-def _recall(shard: ShardStats) -> str:
-    """What the newest audit measured; nothing where search is exact anyway."""
-    figures = [
-        f"{name} {value:.3f}"
-        for name, value in shard.recall.items()
-        if isinstance(value, float) and not isinstance(value, bool)
+def _recall(shard: ShardStats) -> list[str]:
+    """What the newest audit says: recall, how searches are answered, and what staleness cost."""
+    audit = shard.recall
+    if not audit:
+        return ["-", "-", "-"]
+    recall, stale = audit.get("recall"), audit.get("stale_share")
+    return [
+        "-" if recall is None else f"{recall:.3f}",
+        "exactly" if audit.get("exact") else "approximately",
+        "-" if stale is None else f"{stale:.3f}",
     ]
-    return ", ".join(figures[:2]) or "-"
+
+
+def _reasons(shards: Sequence[ShardStats]) -> list[str]:
+    """Why searches are answered as they are, once for all shards of which it says the same."""
+    of: dict[str, list[str]] = {}
+    for shard in shards:
+        reason, failures = shard.recall.get("reason"), shard.recall.get("failures")
+        if reason:
+            failed = f"; {failures} audits failed (its log says why)" if failures else ""
+            of.setdefault(f"{reason}{failed}", []).append(f"{shard.shard}.{shard.replica}")
+    return [f"answers of {', '.join(names)}: {reason}" for reason, names in of.items()]
 
 
 STATS = Command(
@@ -131,8 +149,9 @@ STATS = Command(
     summary="tell how a memory server is doing",
     description="""\
 Tell how a memory server is doing: queries, latency (upper limits of a histogram's
-buckets), waiting searches, epochs, staleness, bytes by part, and the recall that
-its audit measured.""",
+buckets), waiting searches, epochs, staleness, bytes by part, and what its audit says:
+recall, whether and why searches are answered exactly, and stale_share, the share of an
+epoch's answers that the next one's keys gave, too.""",
     example="""\
 pluglm memory stats wiki
 pluglm memory stats wiki --watch 5
