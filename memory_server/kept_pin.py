@@ -5,7 +5,7 @@ import threading
 from typing import Self
 
 from memory_server.api import Memory
-from memory_server.errors import MemoryServerError
+from memory_server.errors import MemoryServerError, UnknownEpoch
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,7 @@ class KeptPin:
         self, memory: Memory, epoch: int | None = None, *, lease_s: float = LEASE_S
     ) -> None:
         """Pin an epoch, by default the live one. Raises what `Memory.pin` raises."""
+        self._memory, self._lease_s = memory, lease_s
         self._pin = memory.pin(epoch, lease_s=lease_s)
         self._pause_s = lease_s / RENEWALS_PER_LEASE
         self._closed = threading.Event()
@@ -51,6 +52,17 @@ class KeptPin:
         while not self._closed.wait(self._pause_s):
             try:
                 self._pin.renew()
-            except MemoryServerError as error:
-                # A coordinator that restarts answers again; a lease that ended is told by it.
+            except UnknownEpoch:
+                if not self._pin_again():
+                    return
+            except Exception as error:  # whatever it was, the next try may succeed
                 log.warning("pin on epoch %d not renewed: %s", self.epoch, error)
+
+    def _pin_again(self) -> bool:
+        """Take the epoch anew after the lease ended, if it is there still."""
+        try:
+            self._pin = self._memory.pin(self.epoch, lease_s=self._lease_s)
+        except MemoryServerError as error:
+            log.error("epoch %d is not held for its reader any more: %s", self.epoch, error)
+            return False
+        return True

@@ -1,5 +1,6 @@
 """The memory in this process: for tests, notebooks and one device."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Self
 from torch import Tensor
 
 from memory_server.api import Entry, KeyEncoderFactory, MemoryInfo, Retrieved, StageStatus
-from memory_server.errors import MemoryClosed, RefreshFailed
+from memory_server.errors import MemoryClosed, RefreshFailed, UnknownEpoch
 from memory_server.index.base import IndexSettings
 from memory_server.keys.key_sources import tables_pay_from
 from memory_server.keys.stored_vectors import StoredVectors
@@ -179,7 +180,8 @@ class LocalMemory:
             self._store.manifest(content_version)
         copied = None if weights is None else {k: v.detach().clone() for k, v in weights.items()}
         for unsettled in self._unsettled():
-            self.staging(unsettled)  # what has sealed meanwhile is not waiting any more
+            with contextlib.suppress(UnknownEpoch):  # another thread's, which it is still checking
+                self.staging(unsettled)  # what has sealed meanwhile is not waiting any more
         with self._lock:
             self._check_open()
             plan = self._book.begin(
@@ -188,13 +190,17 @@ class LocalMemory:
                 content_version=content_version,
                 tabled=weights is not None and self._tabled(content_version),
             )
-            try:
-                needed, free = self._shard.stage_cost(plan)
-                check_fits(needed, free, what=f"staging epoch {plan.epoch}")
-            except BaseException:
+        try:
+            # Not under the lock: new segments are read against their checksums here.
+            needed, free = self._shard.stage_cost(plan)
+            check_fits(needed, free, what=f"staging epoch {plan.epoch}")
+        except BaseException:
+            with self._lock:
                 self._book.fail(plan.epoch, "it was refused")
                 self._book.release(plan.epoch, time.monotonic())
-                raise
+            raise
+        with self._lock:
+            self._check_open()
             for dropped in self._book.supersede(plan):
                 self._shard.release(dropped)
             self._shard.stage(plan, lambda: _given(copied))
@@ -228,24 +234,31 @@ class LocalMemory:
 
     def activate(self, epoch: int, *, expected_live: int | None = None) -> int:
         """See `Memory.activate`."""
-        while True:
-            self.staging(epoch)
-            with self._lock:
-                self._book.check_live(expected_live)
-                rebased = self._book.rebase(epoch)
-                if rebased is None:
-                    self._book.activate(epoch)
-                    self._shard.activate(epoch)
-                    return epoch
-                # Its weights are those of a held epoch, so none are loaded.
-                self._shard.stage(rebased, lambda: _given(None))
-            try:
-                self.wait_sealed(rebased.epoch, INITIAL_TIMEOUT_S)
-            except BaseException:
-                self.release(rebased.epoch)
-                raise
+        current = epoch
+        try:
+            while True:
+                self.staging(current)
+                with self._lock:
+                    self._book.check_live(expected_live)
+                    rebased = self._book.rebase(current)
+                    if rebased is None:
+                        self._book.activate(current)
+                        self._shard.activate(current)
+                        break
+                    # Its weights are those of a held epoch, so none are loaded.
+                    self._shard.stage(rebased, lambda: _given(None))
+                previous, current = current, rebased.epoch
+                if previous != epoch:
+                    self.release(previous)
+                self.wait_sealed(current, INITIAL_TIMEOUT_S)
+        except BaseException:
+            # The caller knows only the epoch that it named, and keeps it.
+            if current != epoch:
+                self.release(current)
+            raise
+        if current != epoch:
             self.release(epoch)
-            epoch = rebased.epoch
+        return current
 
     def pin(self, epoch: int | None = None, *, lease_s: float = 60.0) -> LocalPin:
         """See `Memory.pin`."""

@@ -41,7 +41,8 @@ def staging_bytes(
     """What an epoch of this content adds to what is held: an upper bound."""
     numbers = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}[settings.key_dtype]
     per_row = numbers * width + 8  # a scale and an error bound
-    new = [part.rows for part in content.large_parts if _covering(part, held) is None]
+    by_segment = _by_segment(held)
+    new = [part.rows for part in content.large_parts if _covering(part, by_segment) is None]
     approximate = sum(expected_index_bytes(settings, rows=rows, width=width) for rows in new)
     tail = (content.rows - content.tail_start) * 4 * width
     return content.bytes_beside_tokens + sum(new) * per_row + tail + approximate
@@ -79,12 +80,13 @@ def make_keys(
     """
     parts: list[tuple[KeyBlock, int, int]] = []
     encoded = 0
-    missing = [part for part in content.large_parts if _covering(part, held) is None]
+    by_segment = _by_segment(held)
+    missing = [part for part in content.large_parts if _covering(part, by_segment) is None]
     tail, kept = _tail_kept(content, source)
     to_do = sum(part.rows for part in missing) + len(tail)
     keys_of: Mapping[str, KeySource] = {"it": encoder()} if to_do else {}
     for part in content.large_parts:
-        block = _covering(part, held)
+        block = _covering(part, by_segment)
         if block is None:
             make = _stored_block if isinstance(keys_of["it"], KeysById) else _encoded_block
             block = make(content, part, keys_of["it"], dtype, device, fits, advance)
@@ -155,10 +157,17 @@ def width_of(encoder: KeySource, content: ShardContent, device: torch.device) ->
         return int(encoder(pads_1S).shape[1])
 
 
-def _covering(part: Part, held: Sequence[KeyBlock]) -> KeyBlock | None:
+def _by_segment(held: Sequence[KeyBlock]) -> dict[str, list[KeyBlock]]:
+    blocks: dict[str, list[KeyBlock]] = {}
     for block in held:
-        if block.origin is None or block.origin[0] != part.ref.sha256:
-            continue
+        if block.origin is not None:
+            blocks.setdefault(block.origin[0], []).append(block)
+    return blocks
+
+
+def _covering(part: Part, held: Mapping[str, Sequence[KeyBlock]]) -> KeyBlock | None:
+    for block in held.get(part.ref.sha256, ()):
+        assert block.origin is not None
         if block.origin[1] <= part.start and part.stop <= block.origin[2]:
             return block
     return None

@@ -13,8 +13,9 @@ from memory_server.store.manifest import SegmentRef
 from memory_server.store.segments import Int64Array, Segment
 from memory_server.store.store import Store
 
-# A part of so many rows gets a block of keys that later epochs share; smaller ones are copied.
-LARGE_ROWS = 8192
+# A part of so many rows gets a block of keys that later epochs share; smaller ones are copied. Low
+# enough that a segment of a million entries gives blocks to each of a thousand shards.
+LARGE_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class ShardContent:
         self.is_live = np.ones(self.rows, dtype=bool)
         self.is_live[self.dead_rows] = False
         self._offsets = np.array([part.offset for part in self.parts], dtype=np.int64)
-        self._by_id: Int64Array | None = None
+        self._by_id: tuple[Int64Array, Int64Array] | None = None
 
     @property
     def large_parts(self) -> list[Part]:
@@ -133,13 +134,14 @@ class ShardContent:
         """The live entries that this shard holds, of those asked."""
         if self._by_id is None:
             live = np.flatnonzero(self.is_live)
-            self._by_id = live[np.argsort(self.ids[live], kind="stable")]
-        sorted_ids = self.ids[self._by_id]
+            rows = live[np.argsort(self.ids[live], kind="stable")]
+            self._by_id = rows, self.ids[rows]
+        by_id, sorted_ids = self._by_id
         wanted = np.asarray(ids, dtype=np.int64)
         positions = np.searchsorted(sorted_ids, wanted)
         found = positions < len(sorted_ids)
         found[found] = sorted_ids[positions[found]] == wanted[found]
-        return [self._entry(int(row)) for row in self._by_id[positions[found]]]
+        return [self._entry(int(row)) for row in by_id[positions[found]]]
 
     def tail_rows_kept_from(self, other: "ShardContent") -> tuple[Int64Array, Int64Array]:
         """Rows of the tail that are live here and there: (rows here, the same rows there)."""

@@ -1,5 +1,6 @@
 """One shard's part of an epoch, built from what is held already and what must be encoded."""
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memory_server.api import KeyEncoderFactory, KeySource
-from memory_server.index.base import IndexInput, IndexSettings
+from memory_server.index.base import Index, IndexInput, IndexSettings
 from memory_server.index.factory import build_index, check_index
 from memory_server.index.recall_audit import Audit, QueryLog, measure_stale_share
 from memory_server.index.recall_gate import MIN_QUERIES
@@ -27,6 +28,8 @@ from memory_server.shard.free_memory import check_fits, free_bytes
 from memory_server.shard.held_epoch import SealedEpoch
 from memory_server.store.segments import Int64Array
 from memory_server.store.store import Store
+
+log = logging.getLogger(__name__)
 
 LoadWeights = Callable[[], Mapping[str, Tensor]]
 
@@ -99,8 +102,12 @@ class EpochBuilder:
                 what=what,
             )
 
+        # The epoch's own, for as long as a search may need it: nobody forgets it meanwhile.
+        scoring = None if self._settings.key_dtype == "float32" else encoder()
+
         def exact_keys(rows: Int64Array) -> Tensor:
-            return encode(encoder(), content, rows, self._device)
+            assert scoring is not None
+            return encode(scoring, content, rows, self._device)
 
         keys, encoded_rows = make_keys(
             content,
@@ -126,12 +133,13 @@ class EpochBuilder:
                 ids_N=ids_N,
                 doc_ids_N=torch.from_numpy(content.doc_ids).to(self._device),
                 dead_rows=torch.from_numpy(content.dead_rows).to(self._device),
-                exact_keys=exact_keys,
+                exact_keys=None if scoring is None else exact_keys,
             ),
             previous=sealed[0].index if sealed else None,
             recent_queries=recent,
             check=lambda: advance(0),
         )
+        self._warn_of_small_blocks(index, content.rows)
         layout, checksum = layout_and_checksum(keys)
         receipt = Receipt(
             epoch=plan.epoch,
@@ -190,6 +198,18 @@ class EpochBuilder:
     def close(self) -> None:
         """Drop every encoder."""
         self._sources.close()
+
+    def _warn_of_small_blocks(self, index: Index, rows: int) -> None:
+        fast = getattr(index, "accelerated_rows", rows)
+        if fast < rows / 2:
+            log.warning(
+                "%d of %d rows of shard %d are searched exactly whatever memory.index says: their "
+                "parts of segments are too small for FAISS; join segments with `pluglm memory "
+                "compact`, or use fewer shards",
+                rows - fast,
+                rows,
+                self._shard,
+            )
 
     def _content(
         self, version: str, held: Sequence[KeyBlock], sealed: Sequence[SealedEpoch]

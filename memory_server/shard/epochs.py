@@ -88,7 +88,12 @@ class EpochBook:
 
     def newest(self) -> EpochPlan:
         """The newest epoch that did not fail."""
-        return self.plans[max(epoch for epoch in self.plans if epoch not in self.failures)]
+        usable = [epoch for epoch in self.plans if epoch not in self.failures]
+        if not usable:
+            raise EpochNotSealed(
+                "no epoch is live, and none is coming: stage one with weights and a content version"
+            )
+        return self.plans[max(usable)]
 
     def basis(self) -> EpochPlan:
         """The epoch that unspecified weights or content are taken from: live, else the newest."""

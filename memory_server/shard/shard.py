@@ -30,7 +30,7 @@ from memory_server.index.recall_audit import Audit, QueryLog
 from memory_server.keys.making import Cancelled
 from memory_server.priority import give_way
 from memory_server.replies import ShardReply
-from memory_server.requests import checked_request
+from memory_server.requests import checked_ids, checked_request
 from memory_server.shard.content import taken
 from memory_server.shard.epoch_builder import EpochBuilder, LoadWeights
 from memory_server.shard.epochs import EpochPlan
@@ -209,7 +209,7 @@ class Shard:
         self, ids: Sequence[int], *, epoch: int | None = None, wait_s: float = 0.0
     ) -> list[Entry]:
         """The live entries that this shard holds, of those asked."""
-        return self._sealed(epoch, wait_s).content.find(ids)
+        return self._sealed(epoch, wait_s).content.find(checked_ids(ids))
 
     def close(self) -> None:
         """Stop staging and drop every epoch."""

@@ -366,6 +366,25 @@ def test_of_two_who_switch_at_once_one_is_told(memory: Memory) -> None:
     assert memory.activate(mine, expected_live=theirs) == mine
 
 
+def test_a_switch_that_came_too_late_leaves_nothing_behind(memory: Memory, shared: Shared) -> None:
+    """What was staged to bring a refresh up to date with an edit goes with the refresh."""
+    seen = memory.info().epoch
+    slow = {**toy_weights(8), "slow": torch.tensor(0.01)}
+    refreshed = memory.stage(encoder_step=75, weights=slow)
+    memory.wait_sealed(refreshed, WAIT_S)
+    version = shared.store.commit(remove_ids=[3], parent=shared.store.head(), message="meanwhile")
+    edited = show_content(memory, version)
+    with pytest.raises(LiveEpochChanged):
+        memory.activate(refreshed, expected_live=seen)
+    assert memory.info().epoch == edited
+    live = memory.activate(refreshed, expected_live=edited)
+    assert memory.info().epoch == live
+    memory.release(edited)
+    for epoch in range(edited, live):
+        with pytest.raises(UnknownEpoch):
+            memory.search(toy_queries(1), 1, epoch=epoch)
+
+
 def test_progress_is_visible(memory: Memory) -> None:
     epoch = memory.stage(encoder_step=80, weights={**toy_weights(2), "slow": torch.tensor(0.2)})
     memory.wait_sealed(epoch, WAIT_S)

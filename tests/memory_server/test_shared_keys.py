@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from memory_server.api import KeyEncoder
+from memory_server.index.base import IndexSettings
 from memory_server.shard.content import LARGE_ROWS, ShardContent, cut_along
 from memory_server.shard.epochs import EpochPlan, Receipt
 from memory_server.shard.shard import Shard
@@ -19,7 +20,7 @@ from memory_server.store.segments import write_segment
 from memory_server.store.store import Store
 from tests.toy_memory import ENTRY_TOKENS, VOCAB, ToyEncoder, empty_store, toy_queries, toy_weights
 
-ROWS = 2 * LARGE_ROWS + 501
+ROWS = 16_885
 
 
 def add_rows(store: Store, name: str, first_id: int, rows: int, *, domain: str = "big") -> None:
@@ -143,6 +144,21 @@ def test_equal_contents_have_equal_receipts_and_other_weights_others(store: Stor
     assert (one.layout, one.key_checksum) == (same.layout, same.key_checksum)
     assert one.layout == other.layout
     assert one.key_checksum != other.key_checksum
+
+
+def test_coded_keys_are_scored_by_their_epochs_own_encoder(store: Store) -> None:
+    """A release in the middle of a search takes the epoch away, not what the search needs."""
+    shard = Shard(
+        store.path, shards=1, shard=0, encoder=Counting(), index=IndexSettings(key_dtype="int8")
+    )
+    seal(shard, 1, store.head())
+    index = shard._epochs[1].sealed.index  # type: ignore[union-attr]
+    before = index.search(toy_queries(3), 4, None)
+    seal(shard, 2, store.head(), weights_id=2)
+    shard.release(1)
+    after = index.search(toy_queries(3), 4, None)
+    assert torch.equal(before.rows, after.rows)
+    shard.close()
 
 
 @given(
