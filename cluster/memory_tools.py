@@ -14,6 +14,7 @@ from cluster.config import ConfigError
 from cluster.trained_model import TrainedModel, load_trained_model
 from memory_server.api import Entry, Memory, Retrieved
 from memory_server.requests import MAX_TOP_K
+from memory_server.store.names import INT64_MAX
 from memory_server.store.store import Store
 
 MASK = "[MASK]"
@@ -58,6 +59,7 @@ def nearest_entries(
     """
     entries = Store.open(store).manifest().entries
     _check_k(k, entries, str(store))
+    _check_document(exclude_document)
     trained = load_trained_model(model, device=chosen_device(device))
     tokens_1T = sentence_tokens(trained, sentence)
     say(f"computing the keys of {entries:,} entries ...")
@@ -85,6 +87,7 @@ def nearest_in(
     """
     info = memory.info()
     _check_k(k, info.entries, "that is served")
+    _check_document(exclude_document)
     trained = load_trained_model(model, device=chosen_device(device))
     trained.check_fingerprint(info.tokenizer_fingerprint, "the memory that is served")
     if trained.model.config.key_size != info.key_width:
@@ -103,13 +106,22 @@ def _check_k(k: int, entries: int, memory: str) -> None:
         )
 
 
+def _check_document(exclude: int | None) -> None:
+    if exclude is not None and not 0 <= exclude <= INT64_MAX:
+        raise ConfigError(f"document {exclude}: ids are from 0 to 2**63-1")
+
+
 def sentence_tokens(trained: TrainedModel, sentence: str) -> Tensor:
     """A sentence as the model was trained on it: [CLS] tokens [SEP], int64 [1,T].
 
     Raises:
-        ConfigError: it is empty or longer than the model reads.
+        ConfigError: it is empty, no Unicode, or longer than the model reads.
     """
     tokenizer = trained.tokenizer
+    try:
+        sentence.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"the sentence {sentence!a} is no valid UTF-8") from error
     text = sentence.replace(MASK, tokenizer.mask_token)
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if not ids:

@@ -1,5 +1,8 @@
 """What a search may ask for. Clients and shards check alike, so a bad request fails in one way."""
 
+import operator
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -13,8 +16,14 @@ def checked_request(
     """The request as float32 queries [B, Q] and int64 documents [B], detached.
 
     Raises:
-        ValueError: says what was given and what is allowed.
+        ValueError, TypeError: says what was given and what is allowed.
     """
+    for name, given in (("queries", queries_BQ), ("exclude_doc_ids", exclude_doc_ids)):
+        if not isinstance(given, Tensor) and not (given is None and name == "exclude_doc_ids"):
+            raise TypeError(
+                f"{name} must be a torch tensor, not {type(given).__name__}; make one with "
+                "torch.as_tensor"
+            )
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_TOP_K:
         raise ValueError(f"k={k!r} is out of range; allowed: integers from 1 to {MAX_TOP_K}")
     if queries_BQ.ndim != 2 or not queries_BQ.dtype.is_floating_point:
@@ -54,3 +63,19 @@ def checked_request(
             f"one integer per query, shape {wanted}, is needed (-1 excludes nothing)"
         )
     return queries_BQ, exclude_doc_ids.detach().to(torch.int64).contiguous()
+
+
+def checked_ids(ids: Iterable[int]) -> list[int]:
+    """Entries' ids as plain integers, in their order.
+
+    Raises:
+        TypeError: not integers. ValueError: beyond int64.
+    """
+    try:
+        checked = [operator.index(entry_id) for entry_id in ids]
+    except TypeError as error:
+        raise TypeError(f"ids must be integers ({error})") from error
+    for entry_id in checked:
+        if not -(2**63) <= entry_id < 2**63:
+            raise ValueError(f"id {entry_id} is beyond int64; ids are from 0 to 2**63-1")
+    return checked

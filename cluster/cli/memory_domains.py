@@ -12,6 +12,7 @@ from cluster.cli.memory_options import (
     add_store,
     editor,
     opened_store,
+    place,
     report_edit,
 )
 
@@ -27,7 +28,7 @@ the one that --version names."""
 def _source_arguments(parser: argparse.ArgumentParser) -> None:
     add_knowledge(parser, from_flag=True)
     parser.add_argument(
-        "--from-store", metavar="STORE", help="another memory with the same tokenizer"
+        "--from-store", type=place, metavar="STORE", help="another memory with the same tokenizer"
     )
     parser.add_argument(
         "--from-domain",

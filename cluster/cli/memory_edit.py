@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.cli.command import Command, UsageError
@@ -11,8 +10,10 @@ from cluster.cli.memory_options import (
     add_edit_options,
     add_store,
     editor,
+    identity,
     report_edit,
-    whole_number,
+    some_path,
+    unicode_text,
 )
 
 if TYPE_CHECKING:
@@ -30,13 +31,22 @@ def add_knowledge(parser: argparse.ArgumentParser, *, from_flag: bool = False) -
     """The files, or one text; after `--from` where the words before are taken."""
     if from_flag:
         parser.add_argument(
-            "--from", dest="files", type=Path, nargs="+", metavar="FILE", help="files of entries"
+            "--from",
+            dest="files",
+            type=some_path,
+            nargs="+",
+            metavar="FILE",
+            help="files of entries",
         )
     else:
-        parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="files of entries")
-        parser.add_argument("--text", metavar="TEXT", help="one text instead of files")
-        parser.add_argument("--title", default="", help="title of --text")
-        parser.add_argument("--source", default="", help="where --text is from")
+        parser.add_argument(
+            "files", type=some_path, nargs="*", metavar="FILE", help="files of entries"
+        )
+        parser.add_argument(
+            "--text", type=unicode_text, metavar="TEXT", help="one text instead of files"
+        )
+        parser.add_argument("--title", type=unicode_text, default="", help="title of --text")
+        parser.add_argument("--source", type=unicode_text, default="", help="where --text is from")
     parser.add_argument(
         "--text-field",
         default="text",
@@ -57,7 +67,7 @@ def add_knowledge(parser: argparse.ArgumentParser, *, from_flag: bool = False) -
     )
     parser.add_argument(
         "--tokenizer",
-        type=Path,
+        type=some_path,
         metavar="DIR",
         help="the tokenizer that made the memory, or a model with it (default: looked for beside "
         "the store)",
@@ -106,12 +116,10 @@ def _add(options: argparse.Namespace) -> int:
 
 def _remove_arguments(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
-    parser.add_argument(
-        "--id", type=whole_number, nargs="+", default=[], metavar="ID", help="entries"
-    )
+    parser.add_argument("--id", type=identity, nargs="+", default=[], metavar="ID", help="entries")
     parser.add_argument(
         "--doc-id",
-        type=whole_number,
+        type=identity,
         nargs="+",
         default=[],
         metavar="DOC_ID",
@@ -121,7 +129,10 @@ def _remove_arguments(parser: argparse.ArgumentParser) -> None:
         "--domain", nargs="+", default=[], metavar="NAME", help="domains, with all their entries"
     )
     parser.add_argument(
-        "--ids-from", type=Path, metavar="FILE", help="entries by id, one a line; - is the input"
+        "--ids-from",
+        type=some_path,
+        metavar="FILE",
+        help="entries by id, one a line; - is the input",
     )
     add_edit_options(parser)
 
@@ -145,10 +156,8 @@ def _remove(options: argparse.Namespace) -> int:
 def _update_arguments(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
     add_knowledge(parser)
-    parser.add_argument("--id", type=whole_number, metavar="ID", help="the entry to replace")
-    parser.add_argument(
-        "--doc-id", type=whole_number, metavar="DOC_ID", help="the document to replace"
-    )
+    parser.add_argument("--id", type=identity, metavar="ID", help="the entry to replace")
+    parser.add_argument("--doc-id", type=identity, metavar="DOC_ID", help="the document to replace")
     add_edit_options(parser)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -34,10 +35,17 @@ _VERSIONS = (
 )
 
 
+def _count(text: str) -> int:
+    number = positive(text)
+    if number > sys.maxsize:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {sys.maxsize}, the most")
+    return number
+
+
 def _log_arguments(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
     parser.add_argument(
-        "-n", type=positive, default=20, metavar="N", help="how many (default: %(default)s)"
+        "-n", type=_count, default=20, metavar="N", help="how many (default: %(default)s)"
     )
     parser.add_argument("--start", metavar="V", help="the newest to show (default: the head)")
     add_json(parser)

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.cli.command import Command, UsageError, positive
-from cluster.cli.memory_options import STORE_HELP, add_json, add_server, opened_store
+from cluster.cli.memory_options import (
+    STORE_HELP,
+    add_json,
+    add_server,
+    identity,
+    opened_store,
+    place,
+    some_path,
+    unicode_text,
+)
 from cluster.cli.text import pairs, size, table
 
 if TYPE_CHECKING:
@@ -24,7 +33,7 @@ _SHOWN_VERSIONS = 10
 
 
 def _info_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", nargs="?", metavar="STORE", help=STORE_HELP)
+    parser.add_argument("store", nargs="?", type=place, metavar="STORE", help=STORE_HELP)
     parser.add_argument(
         "--verify", action="store_true", help="read every byte and compare it with its checksum"
     )
@@ -99,17 +108,22 @@ def _minute(version: LogEntry) -> str:
 
 
 def _search_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", nargs="?", metavar="STORE|RUN_DIR", help=STORE_HELP)
-    parser.add_argument("sentence", help="what to look for; [MASK] may stand for a word")
+    parser.add_argument("store", nargs="?", type=place, metavar="STORE|RUN_DIR", help=STORE_HELP)
     parser.add_argument(
-        "--model", type=Path, metavar="DIR", help="the model that searches (default: the run's own)"
+        "sentence", type=unicode_text, help="what to look for; [MASK] may stand for a word"
+    )
+    parser.add_argument(
+        "--model",
+        type=some_path,
+        metavar="DIR",
+        help="the model that searches (default: the run's own)",
     )
     parser.add_argument(
         "-k", type=positive, default=5, metavar="K", help="entries to show (default: %(default)s)"
     )
     parser.add_argument(
         "--exclude-document",
-        type=int,
+        type=identity,
         metavar="DOC_ID",
         help="leave out this document's entries (--json shows the ids)",
     )

@@ -21,6 +21,7 @@ STORE_HELP = (
     "a memory's store (a directory or a URL), or a corpus or run directory, whose memory is taken"
 )
 SHOWN_WIDTH = 70
+_INT64_MAX = 2**63 - 1
 
 
 def whole_number(text: str) -> int:
@@ -34,8 +35,44 @@ def whole_number(text: str) -> int:
     return number
 
 
+def identity(text: str) -> int:
+    """An argument that is the id of an entry or a document."""
+    number = whole_number(text)
+    if number > _INT64_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is no id: they are from 0 to 2**63-1")
+    return number
+
+
+def unicode_text(text: str) -> str:
+    """An argument that is stored or tokenised, and so must be valid UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!a} is no valid UTF-8") from None
+    return text
+
+
+def message(text: str) -> str:
+    """An argument that the log is to say of a commit."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the message is empty; give one, or leave the option out")
+    return unicode_text(text)
+
+
+def some_path(text: str) -> Path:
+    """An argument that can be the name of a file."""
+    return Path(place(text))
+
+
+def place(text: str) -> str:
+    """An argument that is a path or a URL."""
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!a} holds a NUL, which no file's name does")
+    return text
+
+
 def add_store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("store", metavar="STORE", help=STORE_HELP)
+    parser.add_argument("store", type=place, metavar="STORE", help=STORE_HELP)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +97,9 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 
 def add_edit_options(parser: argparse.ArgumentParser) -> None:
     """What every edit takes."""
-    parser.add_argument("-m", "--message", metavar="TEXT", help="what the log says of this edit")
+    parser.add_argument(
+        "-m", "--message", type=message, metavar="TEXT", help="what the log says of this edit"
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",

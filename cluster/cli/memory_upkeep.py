@@ -12,6 +12,7 @@ from cluster.cli.memory_options import (
     add_server,
     add_store,
     given_server,
+    message,
     opened_store,
 )
 from cluster.cli.text import size
@@ -32,7 +33,9 @@ def _compact_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="rows of a segment (default: %(default)s)",
     )
-    parser.add_argument("-m", "--message", metavar="TEXT", help="what the log says of this")
+    parser.add_argument(
+        "-m", "--message", type=message, metavar="TEXT", help="what the log says of this"
+    )
     parser.add_argument("--dry-run", action="store_true", help="tell what it would do")
     add_server(parser, does="a running memory server of this store: have it answer from the result")
     add_json(parser)
@@ -96,6 +99,16 @@ def _verify(options: argparse.Namespace) -> int:
     return 1
 
 
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = -1.0
+    if not hours >= 0:  # NaN neither
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours of 0 or more")
+    return hours
+
+
 def _gc_arguments(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
     parser.add_argument(
@@ -107,7 +120,7 @@ def _gc_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--min-age-hours",
-        type=float,
+        type=_hours,
         default=24.0,
         metavar="H",
         help="younger versions and files are kept too (default: %(default)s)",

@@ -20,7 +20,7 @@ from memory_server.api import Memory
 from memory_server.errors import DomainPlugged, StoreConflict, StoreDamaged
 from memory_server.store.changes import Addition, Change, Plug
 from memory_server.store.manifest import Manifest
-from memory_server.store.names import check_domain
+from memory_server.store.names import check_domain, check_message
 from memory_server.store.store import Store
 
 ATTEMPTS = 12
@@ -92,6 +92,10 @@ class Editor:
     message: str | None = None
     dry_run: bool = False
     tokenizer: TokenizerPlace = TokenizerPlace()
+
+    def __post_init__(self) -> None:
+        if self.message is not None:
+            check_message(self.message)
 
     def add(self, knowledge: Knowledge, *, domain: str = "default", replace: bool = False) -> Edit:
         """Add entries to a domain, which begins if there is none of this name.

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from cluster.editing.passages import LARGEST_ID
+from memory_server.store.names import INT64_MAX
 from trainer.corpus.errors import CorpusError
 from trainer.corpus.line_reader import read_lines
 
@@ -27,7 +27,7 @@ def ids_in(path: Path) -> list[int]:
         word = line.strip()
         if not word:
             continue
-        if not (word.isascii() and word.isdigit()) or int(word) > LARGEST_ID:
+        if not (word.isascii() and word.isdigit() and len(word) <= 40) or int(word) > INT64_MAX:
             raise CorpusError(
                 f"{path}, line {number}: {word[:40]!r} is no entry's id; give one whole number a "
                 "line"

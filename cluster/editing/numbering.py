@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from cluster.editing.lookup import largest_doc_id
-from cluster.editing.passages import LARGEST_ID, Passage
+from cluster.editing.passages import Passage
 from memory_server.store.manifest import Manifest
+from memory_server.store.names import LARGEST_ID
 from memory_server.store.store import Store
 from trainer.corpus.errors import CorpusError
 
@@ -69,7 +70,7 @@ class Numbering:
     def _checked(self, number: int, passage: Passage) -> int:
         if number > LARGEST_ID:
             raise CorpusError(
-                f"{passage.place}: ids up to 2**63-1 are used up in this memory; give ids that "
+                f"{passage.place}: ids up to 2**63-2**37 are used up in this memory; give ids that "
                 "were not used (fields id and doc_id)"
             )
         return number

@@ -13,7 +13,9 @@ from trainer.corpus.documents import Document, Fields, checked_document
 from trainer.corpus.errors import CorpusError
 from trainer.corpus.sources import SourceFile, find_sources, reader_of
 
-LARGEST_ID = 2**63 - 1
+# Below what may be stored, so that no given id can use up the numbers of those that give none.
+LARGEST_GIVEN_ID = 2**63 - 2**38
+_DIGITS = 40  # of an id: Python refuses to read thousands
 TOKENS = "tokens"
 OTHERS = ("source", "doc_id", "id", TOKENS)
 
@@ -72,6 +74,8 @@ class Knowledge:
             raise CorpusError("a title or a source goes with one text; in files, rows have theirs")
         if self.text is not None and not self.text.strip():
             raise CorpusError("the text is empty; give some")
+        for file in self.files:
+            _check_path(file)
 
     @property
     def name(self) -> str:
@@ -88,6 +92,7 @@ class Knowledge:
             CorpusError: a file is missing, damaged or of no known kind, or a row is bad; names it.
         """
         if self.text is not None:
+            check_unicode(self.source, "the source")
             given = checked_document(
                 text=self.text, title=self.title, source=self.source, place="the text"
             )
@@ -103,6 +108,27 @@ class Knowledge:
             assert read is not None, "find_sources admits only files with a reader"
             for document in read(file.path, file.label, fields):
                 yield _passage(document)
+
+
+def check_unicode(text: str, what: str) -> str:
+    """The text, if it can be stored.
+
+    Raises:
+        CorpusError: it is no Unicode, such as a command's argument in another encoding.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CorpusError(
+            f"{what} is no valid UTF-8 at character {error.start}: {text[:80]!a}; convert it"
+        ) from error
+    return text
+
+
+def _check_path(file: Path) -> None:
+    if "\0" in str(file):
+        raise CorpusError(f"{str(file)!a} is no file's name: it holds a NUL character")
+    check_unicode(file.name, "the name of a file, which becomes the source of its entries,")
 
 
 def _files(paths: Sequence[Path]) -> list[SourceFile]:
@@ -122,8 +148,8 @@ def _passage(document: Document) -> Passage:
     return Passage(
         text=document.text,
         title=document.title,
-        source=source,
-        file=document.source,
+        source=check_unicode(source, f"{place}: the source"),
+        file=check_unicode(document.source, f"{place}: the name of the file"),
         place=place,
         tokens=_tokens(others.get(TOKENS), place),
         doc_id=_identity(others.get("doc_id"), "doc_id", place),
@@ -135,11 +161,11 @@ def _identity(value: object, name: str, place: str) -> int | None:
     """A row's id: a whole number, also as digits, which is all that CSV can hold."""
     if value is None or value == "":
         return None
-    if isinstance(value, str) and value.isascii() and value.isdigit():
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _DIGITS:
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_ID:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_GIVEN_ID:
         raise CorpusError(
-            f"{place}: {name} is {value!r}; it must be a whole number from 0 to 2**63-1, or be "
+            f"{place}: {name} is {value!r}; it must be a whole number from 0 to 2**63-2**38, or be "
             "left out, and one is given"
         )
     return value

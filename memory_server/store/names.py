@@ -10,6 +10,10 @@ VERSION_LENGTH = 16
 CHECKSUM_LENGTH = 32  # hexadecimal digits of a checksum that name a file
 SHORTEST_PREFIX = 4
 LONGEST_DOMAIN = 200
+INT64_MAX = 2**63 - 1
+# Of new entries. Corpora number theirs from bases up to 2**63 - 2**39, and ids that are dealt
+# follow the largest: one of 2**63 - 1 would leave none for ever.
+LARGEST_ID = 2**63 - 2**37
 
 _VERSION = re.compile(rf"[0-9a-f]{{{VERSION_LENGTH}}}")
 _PREFIX = re.compile(rf"[0-9a-f]{{{SHORTEST_PREFIX},{VERSION_LENGTH - 1}}}")
@@ -66,6 +70,25 @@ def check_domain(name: str) -> str:
             f"a domain's name has no line breaks, control characters or spaces around it: {name!r}"
         )
     return name
+
+
+def check_message(message: str) -> str:
+    """The message, if a commit may have it.
+
+    Raises:
+        TypeError: it is no text. ValueError: it is empty, or no Unicode.
+    """
+    if not isinstance(message, str):
+        raise TypeError(f"a commit's message is a text, not {message!r}")
+    if not message.strip():
+        raise ValueError("a commit needs a message that is not empty")
+    try:
+        message.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"a commit's message is no valid UTF-8 at character {error.start}: {message!a}"
+        ) from error
+    return message
 
 
 def planned_name(sha256: str, kind: str) -> str:

@@ -24,7 +24,7 @@ from memory_server.store.id_rows import rows_with
 from memory_server.store.manifest import Manifest, SegmentRef
 from memory_server.store.names import planned_name
 from memory_server.store.reader import StoreReader
-from memory_server.store.segments import Int64Array, Segment, refuse_duplicates
+from memory_server.store.segments import Int64Array, Segment, refuse_duplicates, refuse_too_large
 from memory_server.store.unique_ids import refuse_known_ids, refuse_plugged_ids
 
 
@@ -220,6 +220,8 @@ def _reference(reader: StoreReader, addition: Addition) -> SegmentRef:
     info = segment.info
     if info.min_id < 0 and info.rows:
         raise ValueError(f"segment {path} has ids below 0, such as {info.min_id}; write it again")
+    for name, given in (("ids", segment.ids), ("doc_ids", segment.doc_ids)):
+        refuse_too_large(given, f"segment {path}: {name}")
     return SegmentRef(
         file=planned_name(info.sha256, "arrow"),
         domain=addition.domain,

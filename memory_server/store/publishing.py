@@ -14,7 +14,7 @@ from pathlib import Path
 from memory_server.errors import StoreConflict, StoreError, StoreFull, StoreReadOnly
 from memory_server.store.changes import Plan
 from memory_server.store.manifest import Manifest, dump_manifest, new_manifest
-from memory_server.store.names import new_nonce, own_name
+from memory_server.store.names import check_message, new_nonce, own_name
 from memory_server.store.planning import npy_bytes
 from memory_server.store.reader import StoreReader
 
@@ -39,10 +39,9 @@ def publish_plan(
     Raises:
         StoreConflict: another writer committed since the plan was made. StoreFull: no room.
         StoreReadOnly: the filesystem cannot decide between rival writers. Nothing changed.
-        ValueError: no message.
+        ValueError, TypeError: no message.
     """
-    if not message or not message.strip():
-        raise ValueError("a commit needs a message that is not empty")
+    check_message(message)
     storage = reader.storage
     reader.line.refuse_conflict(plan.parent)
     storage.check_writable()

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from memory_server.errors import DuplicateEntry, StoreDamaged
 from memory_server.store.files import Files
+from memory_server.store.names import LARGEST_ID
 
 SEGMENT_FORMAT = "pluglm-segment-1"
 COLUMNS = ("id", "doc_id", "tokens", "text", "title", "source")
@@ -128,8 +129,8 @@ def write_segment(
     Args:
         path: the file to make; write into `Store.incoming` to have `Store.commit` adopt it without
             copying.
-        ids: [N] integers, unique, not negative.
-        doc_ids: [N] integers, not negative; rows of one document should follow each other.
+        ids: [N] integers, unique, from 0 to `names.LARGEST_ID`.
+        doc_ids: [N] integers, likewise, not unique; rows of one document should follow each other.
         tokens_NS: [N, S] integers in [0, vocab_size), padded with `meta.pad_token_id`.
         texts, titles, sources: N strings each; empty where there is none.
 
@@ -140,6 +141,8 @@ def write_segment(
     ids_N = entry_ids(ids, "ids")
     doc_ids_N = entry_ids(doc_ids, "doc_ids")
     rows = len(ids_N)
+    for name, given in (("ids", ids_N), ("doc_ids", doc_ids_N)):
+        refuse_too_large(given, name)
     tokens = _checked_tokens(np.asarray(tokens_NS), rows, meta)
     for name, column in (
         ("doc_ids", doc_ids_N),
@@ -262,6 +265,15 @@ def refuse_duplicates(ids_N: Int64Array, where: str) -> None:
         )
 
 
+def refuse_too_large(ids_N: Int64Array, what: str) -> None:
+    """Raise ValueError when new entries would leave no numbers for those after them."""
+    if len(ids_N) and ids_N.max() > LARGEST_ID:
+        raise ValueError(
+            f"{what} of new entries must be at most 2**63-2**37 ({LARGEST_ID}), so that there are "
+            f"numbers for later ones; the largest is {ids_N.max()}"
+        )
+
+
 def entry_ids(values: npt.ArrayLike, name: str) -> Int64Array:
     """One row of ids, int64.
 
@@ -271,6 +283,8 @@ def entry_ids(values: npt.ArrayLike, name: str) -> Int64Array:
     array = np.asarray(values)
     if array.size == 0:
         array = array.astype(np.int64)
+    if array.dtype == object and all(isinstance(value, int) for value in array.flat):
+        raise ValueError(f"{name} must fit in int64 (up to 2**63-1); one is {max(array.flat)}")
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{name} must be one row of integers, not {array.dtype} {array.shape}")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:

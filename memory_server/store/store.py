@@ -42,7 +42,7 @@ from memory_server.store.history import (
     write_tag,
 )
 from memory_server.store.manifest import Manifest, SegmentRef
-from memory_server.store.names import is_version
+from memory_server.store.names import check_message, is_version
 from memory_server.store.planning import make_plan
 from memory_server.store.publishing import publish_plan
 from memory_server.store.reader import StoreReader
@@ -283,8 +283,7 @@ class Store:
             swap=swap,
             replace=replace,
         )
-        if not message or not message.strip():
-            raise ValueError("a commit needs a message that is not empty")
+        check_message(message)
         return self.publish(self.plan(change, parent=parent), message=message)
 
     def unplug(self, domain: str, *, message: str | None = None) -> str:

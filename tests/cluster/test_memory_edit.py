@@ -250,6 +250,10 @@ BAD_ROWS: list[tuple[list[Any], str]] = [
     ([{"tokens": [True]}], "line 1: field 'tokens' must be a list of token ids"),
     ([{"text": "a", "id": -1}], "line 1: id is -1"),
     ([{"text": "a", "id": 2**63}], "line 1: id is 9223372036854775808"),
+    ([{"text": "a", "id": 2**63 - 1}], "line 1: id is 9223372036854775807"),
+    ([{"text": "a", "doc_id": 2**63 - 1}], "line 1: doc_id is 9223372036854775807"),
+    ([{"text": "a", "id": "9" * 5000}], "line 1: id is '999"),
+    ([{"text": "a", "source": "\ud800"}], "line 1: the source is no valid UTF-8"),
     ([{"text": "a", "doc_id": 1.5}], "line 1: doc_id is 1.5"),
     ([{"text": "a", "doc_id": True}], "line 1: doc_id is True"),
     ([{"text": "a", "source": 3}], "line 1: field 'source' holds int"),
@@ -351,3 +355,55 @@ def test_bad_files_and_arguments_are_refused(
     for words, said in cases:
         assert said in refusal(words, capsys), words
         assert own_memory.files() == before, words
+
+
+FOREIGN = "caf\udcff"  # what Python makes of an argument that is not UTF-8
+BAD_WORDS: list[tuple[list[str], str]] = [
+    (["update", "STORE", "--id", str(2**64), "--text", "a"], "is no id"),
+    (["update", "STORE", "--doc-id", str(2**64), "--text", "a"], "is no id"),
+    (["remove", "STORE", "--id", str(2**70)], "is no id"),
+    (["remove", "STORE", "--doc-id", str(2**70)], "is no id"),
+    (["search", "STORE", "a", "--exclude-document", str(2**70)], "is no id"),
+    (["search", "STORE", FOREIGN], "no valid UTF-8"),
+    (["log", "STORE", "-n", str(2**70)], "the most"),
+    (["gc", "STORE", "--min-age-hours", "-1"], "hours of 0 or more"),
+    (["gc", "STORE", "--min-age-hours", "nan"], "hours of 0 or more"),
+    (["gc", "STORE", "--min-age-hours", "soon"], "hours of 0 or more"),
+    (["add", "STORE", "--text", "a", "-m", ""], "the message is empty"),
+    (["add", "STORE", "--text", "a", "-m", FOREIGN], "no valid UTF-8"),
+    (["compact", "STORE", "-m", " "], "the message is empty"),
+    (["add", "STORE", "--text", FOREIGN], "no valid UTF-8"),
+    (["add", "STORE", "--text", "a", "--source", FOREIGN], "no valid UTF-8"),
+    (["add", "STORE", "--text", "a", "--title", FOREIGN], "no valid UTF-8"),
+    (["add", "STORE", "--text", "a", "--domain", FOREIGN], "a domain's name"),
+    (["add", "STORE", "a\0b.txt"], "a NUL"),
+    (["add", "STORE", f"{FOREIGN}.txt"], "the name of a file"),
+    (["add", "STORE", "--text", "a", "--tokenizer", "a\0b"], "a NUL"),
+    (["add", "a\0b", "--text", "a"], "a NUL"),
+    (["remove", "STORE", "--ids-from", "a\0b"], "a NUL"),
+    (["plug", "STORE", "b", "--from", "a\0b.txt"], "a NUL"),
+    (["plug", "STORE", "b", "--from-store", "a\0b"], "a NUL"),
+    (["tag", "STORE", FOREIGN], "cannot name a tag"),
+    (["rollback", "STORE", FOREIGN], "no version or tag"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), BAD_WORDS)
+def test_arguments_that_cannot_be_are_one_line(
+    own_memory: OwnMemory, tmp_path: Path, capsys: Capture, words: list[str], said: str
+) -> None:
+    before = own_memory.files()
+    given = [str(own_memory.path) if word == "STORE" else word for word in words]
+    assert said in refusal(["memory", *given], capsys)
+    assert own_memory.files() == before
+
+
+def test_no_given_id_uses_up_the_numbers(
+    own_memory: OwnMemory, tmp_path: Path, capsys: Capture
+) -> None:
+    highest = 2**63 - 2**38
+    row = {"text": "a king", "id": highest, "doc_id": highest}
+    path = write_rows(tmp_path / "high.jsonl", [row])
+    assert main(["memory", "add", str(own_memory.path), str(path)]) == 0
+    done = run_json(["memory", "add", str(own_memory.path), "--text", "a river"], capsys)
+    assert done["added_ids"] == [highest + 1]

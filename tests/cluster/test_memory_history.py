@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_refused(
         (["memory", "tag", store, "--delete"], "--delete takes a TAG"),
         (["memory", "tag", store, version], "cannot name a tag"),
         (["memory", "gc", store, "--keep", "0"], "'0' is not a whole number"),
-        (["memory", "gc", store, "--min-age-hours", "-1"], "min_age_s"),
+        (["memory", "gc", store, "--min-age-hours", "-1"], "hours of 0 or more"),
         (["memory", "compact", store, "--domain", "new"], "'new'"),
     ]
     for words, said in cases:
