@@ -2,7 +2,8 @@
 
 The load is one client that searches without pause. The peer of each phase is the idle memory, just
 before it: a refresh with new weights, the swap of a whole domain, additions of 1,000 entries. A
-reply counts as mixed when an epoch answers after a newer one has answered, or a shard is missing.
+reply counts as mixed when an epoch answers after a newer one has answered, when a shard is missing,
+or when it has entries of both domains of a swap.
 """
 
 from __future__ import annotations
@@ -50,14 +51,27 @@ class Phase:
 
 
 def measure(
-    name: str, memory: Memory, batch: int, change: Callable[[int], None], times: int, idle_s: float
+    name: str,
+    memory: Memory,
+    change: Callable[[int], None],
+    *,
+    entries: int,
+    batch: int,
+    times: int,
+    idle_s: float,
 ) -> Phase:
     """Search idle, then while the change is made, several times over."""
     queries = queries_like(memory, batch)
     with Load(memory, queries) as idle:
         time.sleep(idle_s)
     takes = []
-    with Load(memory, queries) as load:
+
+    def of_one_domain(ids_BK: torch.Tensor) -> bool:
+        """The swapped domains have numbers of their own; what was added is in all of them."""
+        ids = ids_BK[(ids_BK >= 0) & ((ids_BK < 10 * entries) | (ids_BK >= 20 * entries))]
+        return len((ids // (20 * entries)).unique()) <= 1
+
+    with Load(memory, queries, belong_together=of_one_domain) as load:
         for number in range(times):
             began = time.perf_counter()
             change(number)
@@ -113,7 +127,7 @@ def main() -> None:
     parser.add_argument("--shards", type=positive, default=2, help="each with one thread")
     parser.add_argument("--index", default="flat")
     parser.add_argument("--batch", type=positive, default=32)
-    parser.add_argument("--times", type=positive, default=3, help="each change is made")
+    parser.add_argument("--times", type=positive, default=6, help="each change is made")
     parser.add_argument("--idle-s", type=float, default=15.0, help="seconds of the idle load")
     args = parser.parse_args()
     facts = begin()
@@ -132,7 +146,17 @@ def main() -> None:
         ) as memory:
             note(f"live after {time.perf_counter() - began:.1f} s")
             for name, change in changes(memory, store, weights, args.entries).items():
-                phases.append(measure(name, memory, args.batch, change, args.times, args.idle_s))
+                phases.append(
+                    measure(
+                        name,
+                        memory,
+                        change,
+                        entries=args.entries,
+                        batch=args.batch,
+                        times=args.times,
+                        idle_s=args.idle_s,
+                    )
+                )
                 note(f"{name}: {phases[-1]}")
     print(
         f"N={args.entries:,}, batch {args.batch}, {args.shards} shards, {args.index}; each change "

@@ -55,9 +55,9 @@ def main() -> None:
         )
         for batch in args.batches:
             queries = queries_like(local, batch, seed=batch)
-            assert torch.equal(
-                local.search(queries, 5).ids[:, 0], served.search(queries, 5).ids[:, 0]
-            )
+            one, many = local.search(queries, 5).ids, served.search(queries, 5).ids
+            # Queries travel as float16; what that loses is a part of the figure.
+            same = float((one.unsqueeze(2) == many.unsqueeze(1)).any(2).float().mean())
             times = turn_by_turn(
                 {
                     "local": partial(seconds, partial(local.search, queries, 5)),
@@ -76,16 +76,23 @@ def main() -> None:
                 Spread.of([1e3 * s for s in times[name]]) for name in ("local", "ray")
             )
             rows.append(
-                [str(batch), local_ms.shown(1), ray_ms.shown(1), ratio.shown(), over_ms.shown(1)]
+                [
+                    str(batch),
+                    local_ms.shown(1),
+                    ray_ms.shown(1),
+                    ratio.shown(),
+                    over_ms.shown(1),
+                    f"{same:.4f}",
+                ]
             )
             figures.append(
                 {"batch": batch, "local_ms": local_ms, "ray_ms": ray_ms, "ratio": ratio,
-                 "over_1.25x_ms": over_ms}
+                 "over_1.25x_ms": over_ms, "same_ids": same}
             )  # fmt: skip
         served.close()
         local.close()
     print(f"N={args.entries:,}, K=5, {args.shards} shards of one thread, medians (range)\n")
-    print(table(["batch", "local ms", "ray ms", "ratio", "ms over 1.25x"], rows))
+    print(table(["batch", "local ms", "ray ms", "ratio", "ms over 1.25x", "same ids"], rows))
     finish(args.json, facts, args, figures)
 
 

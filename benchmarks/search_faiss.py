@@ -37,6 +37,7 @@ from memory_server.index.factory import build_index
 from memory_server.index.recall_audit import recall_at_k
 from memory_server.keys.key_blocks import BlockedKeys, KeyBlock
 from memory_server.keys.key_codes import KeyCodes
+from memory_server.keys.stored_vectors import StoredVectors
 
 CLUSTERS, TEST_QUERIES = 1000, 256
 
@@ -47,6 +48,12 @@ def clustered_keys(entries: int, width: int) -> Tensor:
     centres = torch.randn(CLUSTERS, width, generator=generator)
     nearest = torch.randint(CLUSTERS, (entries,), generator=generator)
     return centres[nearest] + 0.5 * torch.randn(entries, width, generator=generator)
+
+
+def real_keys(path: Path) -> Tensor:
+    """Keys from a .npy file, or from a directory of stored vectors."""
+    array = StoredVectors.open(path).keys_NQ if path.is_dir() else np.load(path)
+    return torch.from_numpy(np.array(array, dtype=np.float32))
 
 
 def queries_near(keys: Tensor, count: int, seed: int) -> Tensor:
@@ -156,11 +163,15 @@ def measure(args: argparse.Namespace, kind: str, keys: Tensor, drifted: Tensor) 
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--entries", type=positive, default=100_000)
+    parser.add_argument("--entries", type=positive, default=1_000_000)
     parser.add_argument("--width", type=positive, default=128)
-    parser.add_argument("--keys", type=Path, help="float32 [N, Q] as .npy, in place of invented")
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        help="of a trained model: [N, Q] as .npy, or vectors made by freeze_vectors",
+    )
     parser.add_argument("--index", nargs="+", default=["ivf", "pq"], metavar="KIND")
-    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--batch", type=positive, default=32)
     parser.add_argument("--top-k", type=positive, default=5)
     parser.add_argument("--repeats", type=positive, default=7)
@@ -173,7 +184,7 @@ def main() -> None:
     if args.keys is None:
         keys = clustered_keys(args.entries, args.width)
     else:
-        keys = torch.from_numpy(np.load(args.keys)).float().contiguous()
+        keys = real_keys(args.keys)
     generator = torch.Generator().manual_seed(5)
     drifted = keys + 0.15 * keys[:4096].std() * torch.randn(keys.shape, generator=generator)
     print(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +124,8 @@ class Load:
 
     Attributes:
         seconds: of each search; epochs: that answered; failures: whatever was raised.
+        belong_together: tells of a reply's ids whether one content can hold them all.
+        mixed: replies of an epoch that was left, of some shards only, or of two contents.
     """
 
     memory: Memory
@@ -133,6 +135,7 @@ class Load:
     seconds: list[float] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
     failures: list[BaseException] = field(default_factory=list)
+    belong_together: Callable[[Tensor], bool] | None = None
     mixed: int = 0
 
     def __post_init__(self) -> None:
@@ -163,6 +166,7 @@ class Load:
             self.seconds.append(time.perf_counter() - began)
             self.epochs.append(reply.epoch)
             # An epoch that was left must not answer again.
-            self.mixed += reply.epoch < newest or bool(reply.missing_shards)
+            alone = self.belong_together is None or self.belong_together(reply.ids)
+            self.mixed += reply.epoch < newest or bool(reply.missing_shards) or not alone
             newest = max(newest, reply.epoch)
             self._stop.wait(self.pause_s)
