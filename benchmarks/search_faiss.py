@@ -181,10 +181,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     faiss.omp_set_num_threads(args.threads)
     faiss.cvar.distance_compute_blas_threshold = 8  # the best for IndexFlatIP at batch 32
-    if args.keys is None:
-        keys = clustered_keys(args.entries, args.width)
-    else:
-        keys = real_keys(args.keys)
+    keys = clustered_keys(args.entries, args.width) if args.keys is None else real_keys(args.keys)
     generator = torch.Generator().manual_seed(5)
     drifted = keys + 0.15 * keys[:4096].std() * torch.randn(keys.shape, generator=generator)
     print(
