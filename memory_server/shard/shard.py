@@ -153,6 +153,11 @@ class Shard:
         with self._lock:
             return sorted(self._epochs)
 
+    def newest_step(self) -> int | None:
+        """The newest encoder step of the epochs that are held or being staged."""
+        with self._lock:
+            return max((held.plan.encoder_step for held in self._epochs.values()), default=None)
+
     def release(self, epoch: int) -> None:
         """Drop an epoch and, if it is being staged, stop that. Unknown epochs are ignored."""
         with self._lock:
