@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,20 +18,26 @@ from cluster.ray_session import ray_session
 from cluster.stop import stop_on_signals
 from cluster.trained_model import load_trained_model
 from memory_server.actors.client import RayMemory
+from memory_server.actors.names import memory_of
 from memory_server.actors.servers import ServerInfo
-from memory_server.api import MemoryInfo
+from memory_server.api import Memory, MemoryInfo
 from memory_server.index.base import IndexSettings
 from memory_server.index.factory import check_index
 from memory_server.store.store import Store
 from model import KeyEncoderFactory
 
 _LOOK_S = 2.0
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 HINT = "or name another one with --address HOST:PORT"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """How a memory is served; see `RayMemory.serve`."""
+    """How a memory is served; see `RayMemory.serve`.
+
+    Raises:
+        ValueError: a name that cannot be one, or a number out of range; before any Ray is asked.
+    """
 
     name: str
     shards: int = 1
@@ -40,6 +48,31 @@ class ServeSettings:
     gpus_per_shard: float = 0.0
     content_version: str | None = None
     state_dir: Path | None = None
+    deadline_s: float = 60.0
+    queue_limit: int = 256
+    memory_limit_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if _NAME.fullmatch(self.name) is None or memory_of(self.name) != self.name:
+            raise ValueError(
+                f"{self.name!r} cannot name a memory server: up to 100 letters, digits, '.', '_' "
+                "and '-', the first a letter or digit, and no shard's number (-shard-0-0) at the "
+                "end"
+            )
+        gpus = self.gpus_per_shard
+        if not 0 <= gpus < math.inf or (gpus > 1 and gpus != int(gpus)):
+            raise ValueError(
+                f"gpus_per_shard={gpus:g}: give 0, a part of one GPU (such as 0.5), or a whole "
+                "number"
+            )
+        if not 0 < self.deadline_s < math.inf:
+            raise ValueError(f"deadline_s={self.deadline_s:g}: give more than 0 seconds")
+        for name in ("shards", "replicas", "threads_per_shard", "queue_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.memory_limit_bytes is not None and self.memory_limit_bytes < 1:
+            raise ValueError(f"memory_limit_bytes={self.memory_limit_bytes} must be at least 1")
+        check_index(self.index)
 
 
 @contextmanager
@@ -83,7 +116,6 @@ def serve(store: Store, model: Path, settings: ServeSettings) -> MemoryInfo:
         ConfigError, FileNotFoundError: no model, or one that cannot read the memory's entries.
         ValueError, MemoryServerError: what `RayMemory.serve` refuses; nothing stays.
     """
-    check_index(settings.index)
     trained = load_trained_model(model)
     trained.check_fits(store)
     device = "cuda" if settings.gpus_per_shard > 0 else "cpu"
@@ -102,6 +134,9 @@ def serve(store: Store, model: Path, settings: ServeSettings) -> MemoryInfo:
         cpus_per_shard=float(settings.threads_per_shard),
         gpus_per_shard=settings.gpus_per_shard,
         state_dir=settings.state_dir,
+        deadline_s=settings.deadline_s,
+        queue_limit=settings.queue_limit,
+        memory_limit_bytes=settings.memory_limit_bytes,
     )
     try:
         return memory.info()
@@ -121,6 +156,22 @@ def show(memory: RayMemory, version: str) -> int:
     check_same_memory(store, memory)
     resolved = store.resolve(version)
     return show_version(store, memory, resolved, exactly=version != "HEAD")
+
+
+def cancel(memory: Memory, epoch: int) -> int:
+    """Give up an epoch that is being staged, or waits to go live; the epoch that is live.
+
+    Raises:
+        ValueError: it is the one that answers. UnknownEpoch: there is none of this number.
+    """
+    live = memory.info().epoch
+    if epoch == live:
+        raise ValueError(
+            f"epoch {epoch} is the one that answers, so it cannot be cancelled; `pluglm memory "
+            "show NAME V` has another version answer"
+        )
+    memory.release(epoch)
+    return live
 
 
 def versions_in_use(memory: RayMemory) -> frozenset[str]:

@@ -33,5 +33,6 @@ COMMANDS: tuple[Command, ...] = (
     memory_serve.SERVERS,
     memory_serve.SHOW,
     memory_stats.STATS,
+    memory_serve.CANCEL,
     memory_serve.STOP,
 )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,15 +156,31 @@ def _from_store(options: argparse.Namespace) -> list[Hit]:
     model = _model(options)
     from cluster.memory_tools import nearest_entries
 
-    return nearest_entries(
-        path,
-        model,
-        options.sentence,
-        k=options.k,
-        exclude_document=options.exclude_document,
-        device=options.device,
-        say=lambda line: print(line, file=sys.stderr),
-    )
+    with _said_once():
+        return nearest_entries(
+            path,
+            model,
+            options.sentence,
+            k=options.k,
+            exclude_document=options.exclude_document,
+            device=options.device,
+            say=lambda line: print(line, file=sys.stderr),
+        )
+
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """Keep a shard of this process from logging why its epoch failed: the error says it."""
+    from memory_server.shard.shard import log
+
+    def other(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("epoch %d not staged")
+
+    log.addFilter(other)
+    try:
+        yield
+    finally:
+        log.removeFilter(other)
 
 
 def _from_server(options: argparse.Namespace) -> list[Hit]:

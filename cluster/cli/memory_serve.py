@@ -1,15 +1,23 @@
-"""`pluglm memory serve|servers|show|stop`: a memory that outlives the runs that use it."""
+"""`pluglm memory serve|servers|show|cancel|stop`: a memory that outlives the runs that use it."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.cli.command import Command, UsageError, positive
-from cluster.cli.memory_options import add_address, add_json, add_store, opened_store
+from cluster.cli.memory_options import (
+    add_address,
+    add_json,
+    add_store,
+    opened_store,
+    some_path,
+    whole_number,
+)
 from cluster.cli.text import table
 
 if TYPE_CHECKING:
@@ -17,10 +25,20 @@ if TYPE_CHECKING:
     from memory_server.api import MemoryInfo
 
 
+def _above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
+
+
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     add_store(parser)
     parser.add_argument(
-        "--model", type=Path, metavar="DIR", help="whose keys (default: the run's own model)"
+        "--model", type=some_path, metavar="DIR", help="whose keys (default: the run's own model)"
     )
     parser.add_argument("--name", required=True, help="by which trainers and tools find it")
     parser.add_argument(
@@ -70,10 +88,38 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
         help="an approximate index answers only while its measured recall is this "
         "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--audit-every",
+        type=_above_zero,
+        default=60.0,
+        metavar="SECONDS",
+        help="between two measurements of the recall (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--queue-limit",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="searches that may wait at a shard before others are refused (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--memory-limit-gib",
+        type=_above_zero,
+        metavar="X",
+        help="of all keys on one node, those of coming epochs included (default: what is free)",
+    )
+    parser.add_argument(
+        "--deadline",
+        type=_above_zero,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long this command waits for a shard that does not answer; trainers have "
+        "memory.deadline_s of their own (default: %(default)g)",
+    )
     parser.add_argument("--version", metavar="V", help="of the store (default: the head)")
     parser.add_argument(
         "--state-dir",
-        type=Path,
+        type=some_path,
         metavar="DIR",
         help="where it keeps what a restart needs (default: in the store)",
     )
@@ -84,6 +130,7 @@ def _settings(options: argparse.Namespace) -> ServeSettings:
     from cluster.memory_servers import ServeSettings
     from memory_server.index.base import IndexSettings
 
+    limit = options.memory_limit_gib
     return ServeSettings(
         name=options.name,
         shards=options.shards,
@@ -94,11 +141,15 @@ def _settings(options: argparse.Namespace) -> ServeSettings:
             key_dtype=options.key_dtype,
             search=options.search_params,
             min_recall=options.min_recall,
+            audit_every_s=options.audit_every,
         ),
         threads_per_shard=options.threads_per_shard,
         gpus_per_shard=options.gpus_per_shard,
         content_version=options.version,
         state_dir=options.state_dir,
+        deadline_s=options.deadline,
+        queue_limit=options.queue_limit,
+        memory_limit_bytes=None if limit is None else max(1, int(limit * 2**30)),
     )
 
 
@@ -113,7 +164,7 @@ def _serve(options: argparse.Namespace) -> int:
                 "`pluglm memory serve --help`"
             )
         model = run_model(Path(options.store))
-    store, settings = opened_store(options.store), _settings(options)
+    settings, store = _settings(options), opened_store(options.store)
     from cluster.memory_servers import joined_ray, serve, serve_in_foreground
 
     if options.address == "local":
@@ -207,6 +258,29 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
+def _cancel_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the server")
+    parser.add_argument(
+        "epoch",
+        type=whole_number,
+        metavar="EPOCH",
+        help="the number that `pluglm memory stats` tells",
+    )
+    add_address(parser)
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from cluster import memory_servers
+
+    with memory_servers.attached(options.name, options.address) as memory:
+        live = memory_servers.cancel(memory, options.epoch)
+    print(
+        f"the server {options.name} gives epoch {options.epoch} up, and goes on answering from "
+        f"epoch {live}"
+    )
+    return 0
+
+
 def _stop_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="the server")
     parser.add_argument(
@@ -262,6 +336,21 @@ reply reflects it.""",
     example="pluglm memory show wiki",
     configure=_show_arguments,
     run=_show,
+)
+
+CANCEL = Command(
+    name="memory cancel",
+    summary="have a server give up an epoch that it stages",
+    description="""\
+Have a running server stop staging an epoch, and free what that took: a refresh with
+new weights, or an edit, that takes too long or too much memory. It goes on answering
+from the epoch that is live. The store is as it was: an edit stays committed, and
+`pluglm memory show` stages it again.""",
+    example="""\
+pluglm memory stats wiki
+pluglm memory cancel wiki 7""",
+    configure=_cancel_arguments,
+    run=_cancel,
 )
 
 STOP = Command(
