@@ -115,3 +115,7 @@ class StateNotFound(MemoryServerError):
 
 class StateDamaged(MemoryServerError):
     """A file of a memory server's state is altered; the message names the file."""
+
+
+class StateUnusable(MemoryServerError):
+    """A memory server's state cannot be read or written: the disk is full, or forbids it."""

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from memory_server.actors.orders import Orders, orders_of
-from memory_server.actors.state import ServerBook, StateDirectory
+from memory_server.actors.server_book import ServerBook
+from memory_server.actors.state import StateDirectory
 from memory_server.errors import MemoryServerError
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ class KeptBook:
             booked: called after every change with its name, before any shard can know of it.
 
         Raises:
-            StateNotFound, StateDamaged.
+            StateNotFound, StateDamaged, StateUnusable.
         """
         self.state = state
         self.lock = threading.Lock()
@@ -37,7 +38,16 @@ class KeptBook:
                 break
             except MemoryServerError as error:
                 log.warning("waiting for the coordinator before this one: %s", error)
-        self._server = state.load(now=time.monotonic())
+        try:
+            self._server = state.load(now=time.monotonic())
+            state.sweep()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        self._held.close()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[ServerBook]:
@@ -57,7 +67,10 @@ class KeptBook:
             draft.tidy()
             self.state.save(draft)
             self._server = draft
-            self.state.keep_weights(draft.weights_needed())
+            try:
+                self.state.tidy(draft)
+            except (MemoryServerError, OSError) as error:  # the change is booked all the same
+                log.warning("what is not needed any more stays until the next change: %s", error)
         self._booked(what)
 
     def copied(self) -> ServerBook:

@@ -17,8 +17,9 @@ from memory_server.actors.calls import Replicas
 from memory_server.actors.names import Layout, PackedWeights, pack_weights
 from memory_server.actors.orders import Orders
 from memory_server.actors.report import memory_stats
+from memory_server.actors.server_book import ServerBook
 from memory_server.actors.staging import Stager
-from memory_server.actors.state import ServerBook, StateDirectory
+from memory_server.actors.state import StateDirectory
 from memory_server.api import MemoryInfo, StageStatus
 from memory_server.errors import MemoryServerError, UnknownEpoch
 from memory_server.stats import MemoryStats

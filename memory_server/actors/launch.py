@@ -21,8 +21,9 @@ from memory_server.actors.places import (
     check_resources,
     living_nodes,
 )
+from memory_server.actors.server_book import ServerBook
 from memory_server.actors.shard import HostSettings, ShardHost
-from memory_server.actors.state import ServerBook, StateDirectory
+from memory_server.actors.state import StateDirectory
 from memory_server.api import KeyEncoderFactory
 from memory_server.errors import MemoryServerError, ShardLost
 from memory_server.index.factory import check_index
@@ -85,12 +86,14 @@ class StartedActors:
     def kill(self) -> None:
         """End all actors; returns when Ray has forgotten their names. Harmless when Ray is down.
 
-        A memory that is not detached takes its state with it.
+        A memory that is not detached takes its state with it. One that never had a live epoch
+        leaves the state that was there before it.
         """
-        if ray.is_initialized():
-            end_actors(self.layout.name, self.layout.host_names)
-        if not self.layout.detached:
-            StateDirectory(self.layout.state_dir).remove()
+        try:
+            if ray.is_initialized():
+                end_actors(self.layout.name, self.layout.host_names)
+        finally:
+            abandon_state(self.layout)
 
 
 def start_actors(
@@ -104,7 +107,8 @@ def start_actors(
     """Start the coordinator and the shards, and wait until all are up.
 
     Args:
-        book: that the coordinator begins with; what the state directory held before is gone.
+        book: that the coordinator begins with. What the state directory held before stays beside
+            it until an epoch is live, and comes back if the start fails.
 
     Raises:
         ValueError, MemoryServerError, ShardLost: refused, or not up in time; no actor stays.
@@ -123,18 +127,20 @@ def start_actors(
     if not is_gone(layout.name):
         raise MemoryServerError(_runs_already(layout.name))
     state = StateDirectory(layout.state_dir)
-    with state.locked():
-        secret = state.create(book)
     actors: list[Any] = []
+    with state.locked():  # refused: another memory's state, which is left alone
+        secret = state.create(book)
     try:
         actors.append(_start_coordinator(layout, settings))
         for address in layout.addresses:
             actors.append(_start_host(layout, settings, encoder, secret, address, places))
         _wait_until_up(layout.addresses, actors[1:], timeout_s)
     except BaseException:
-        _kill(actors)
-        wait_until_gone([layout.name, *layout.host_names])
-        state.remove()
+        try:
+            _kill(actors)
+            wait_until_gone([layout.name, *layout.host_names])
+        finally:
+            abandon_state(layout)
         raise
     return StartedActors(layout=layout, coordinator=actors[0], shards=tuple(actors[1:]))
 
@@ -157,6 +163,14 @@ def end_actors(memory: str, hosts: Sequence[str]) -> None:
             log.info("a shard of %s did not close by itself: %s", memory, error)
     _kill(shards)
     wait_until_gone([memory, *hosts])
+
+
+def abandon_state(layout: Layout) -> None:
+    """See `StateDirectory.abandon`. What cannot be done now, the next start does (`before`)."""
+    try:
+        StateDirectory(layout.state_dir).abandon(keep_live=layout.detached)
+    except MemoryServerError as error:
+        log.warning("the state of %s stays as it is: %s", layout.name, error)
 
 
 def wait_until_gone(names: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from memory_server.actors.names import Address, Layout
-from memory_server.actors.state import ServerBook
+from memory_server.actors.server_book import ServerBook
 from memory_server.api import StageStatus
 from memory_server.stats import EpochStats, MemoryStats, ShardStats, total_bytes
 

@@ -13,7 +13,8 @@ from memory_server.actors.calls import find_actor, is_gone
 from memory_server.actors.launch import ServerSettings, end_actors
 from memory_server.actors.leader import Leader
 from memory_server.actors.names import NAMESPACE, Layout, memory_of
-from memory_server.actors.state import ServerBook, StateDirectory
+from memory_server.actors.server_book import ServerBook
+from memory_server.actors.state import StateDirectory
 from memory_server.api import KeyEncoderFactory
 from memory_server.errors import CoordinatorLost, MemoryServerError
 from memory_server.index.base import IndexSettings
@@ -138,8 +139,11 @@ def shut_down(name: str, *, forget: bool) -> None:
         end_actors(name, hosts)
         return
     end_actors(name, layout.host_names)
-    if forget or not layout.detached:
-        StateDirectory(layout.state_dir).remove()
+    state = StateDirectory(layout.state_dir)
+    if forget:
+        state.remove()
+    else:
+        state.abandon(keep_live=layout.detached)
 
 
 def _first_epoch(
@@ -155,7 +159,7 @@ def _first_epoch(
             content_version=content_version,
             book=ServerBook(),
         )
-    before = state.load(now=0.0).epochs
+    before = state.before().epochs
     book = ServerBook(
         epochs=EpochBook(last_epoch=before.last_epoch, last_weights=before.last_weights)
     )

@@ -1,23 +1,27 @@
 """The rules by which a coordinator decides, without Ray: seals, room, places, state on disk."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
+from memory_server.actors.book import KeptBook
 from memory_server.actors.metrics import latency_sample
 from memory_server.actors.names import Address, memory_of, shard_name
 from memory_server.actors.orders import Need, judge, orders_of, progress, shortage
 from memory_server.actors.places import Node, assign_nodes, check_resources
 from memory_server.actors.restored import RestoredShard
-from memory_server.actors.state import ServerBook, StateDirectory
+from memory_server.actors.server_book import ServerBook
+from memory_server.actors.state import StateDirectory
 from memory_server.errors import (
     MemoryServerError,
     RefreshFailed,
     ShardRestoring,
     StateDamaged,
     StateNotFound,
+    StateUnusable,
 )
 from memory_server.replies import ShardReply
 from memory_server.shard.epochs import EpochBook, EpochPlan, Receipt
@@ -178,6 +182,7 @@ def full_book() -> ServerBook:
         epochs=book,
         revision=12,
         requests={"token": 3},
+        switches={"other": 1},
         successors={1: 3},
         leases={pin.id: 5.0},
         joins={"0-0": 2},
@@ -209,7 +214,7 @@ def test_weights_are_kept_bit_by_bit_for_as_long_as_they_are_needed(tmp_path: Pa
     }
     for weights_id in (1, 2):
         state.save_weights(weights_id, given)
-    state.keep_weights({2})
+    state.tidy(of_weights(2))
     found = state.load_weights(2)
     assert found.keys() == given.keys()
     assert all(torch.equal(found[name], given[name]) for name in given)
@@ -222,6 +227,152 @@ def test_weights_are_kept_bit_by_bit_for_as_long_as_they_are_needed(tmp_path: Pa
         state.load_weights(2)
     # Weights of epochs that failed are not needed; those of the live one are.
     assert full_book().weights_needed() == {1}
+
+
+def of_weights(*weights_ids: int) -> ServerBook:
+    """A book whose newest epoch, of these weights, is live; the weights before it are not needed."""
+    book = EpochBook(last_weights=weights_ids[0] - 1)
+    for _ in weights_ids:
+        epoch = book.begin(encoder_step=1, new_weights=True, content_version="v").epoch
+        book.seal([receipt(0, epoch=epoch)])
+        book.activate(epoch)
+    return ServerBook(epochs=book)
+
+
+def test_weights_that_are_being_staged_outlive_every_change_of_the_book(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "state")
+    state.create(of_weights(2))
+    state.save_weights(2, {"a": torch.zeros(2)})
+    book = KeptBook(state, booked=lambda what: None)
+    state.save_weights(3, {"a": torch.ones(2)})  # its epoch is not booked yet
+    half = state.weights_file(4).with_name(".tmp-4.safetensors-0a")
+    half.write_bytes(b"half")
+    with book.change("pin") as server:
+        server.leases[server.epochs.pin(1, 60.0, 0.0).id] = 60.0
+    assert state.load_weights(3)["a"].tolist() == [1, 1]
+    assert half.exists()
+    book.close()
+    KeptBook(state, booked=lambda what: None).close()
+    assert not half.exists()  # who wrote it is dead
+
+
+def test_a_state_that_cannot_be_written_says_so_and_cleaning_up_undoes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = StateDirectory(tmp_path / "state")
+    state.create(of_weights(1))
+    state.save_weights(1, {"a": torch.zeros(2)})
+    book = KeptBook(state, booked=lambda what: None)
+
+    def refuse(*arguments: object, **settings: object) -> None:
+        raise PermissionError("read-only")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refuse)
+        with pytest.raises(StateUnusable, match="read-only"):
+            state.tidy(of_weights(1))
+        with book.change("switch") as server:
+            server.remember_switch("token", 1)
+    assert state.load(now=0.0).switches == {"token": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(StateUnusable, match="read-only"), book.change("switch") as server:
+            server.remember_switch("more", 2)
+        with pytest.raises(StateUnusable, match="read-only"):
+            state.save_weights(2, {"a": torch.zeros(2)})
+    assert book.copied().switches == {"token": 1}
+
+
+def kept(state: StateDirectory) -> tuple[int | None, list[float]]:
+    """(the live epoch, its weights), of what a start without weights goes on from."""
+    book = state.before().epochs
+    assert book.live is not None
+    return book.live, state.load_weights(book.plans[book.live].weights_id)["a"].tolist()
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_a_start_that_fails_leaves_the_state_that_was_there(tmp_path: Path, swept: bool) -> None:
+    state = StateDirectory(tmp_path / "state")
+    state.create(of_weights(1))
+    state.save_weights(1, {"a": torch.ones(2)})
+    for _ in range(2):  # the second goes on where the first was killed
+        before = state.before().epochs
+        begun = EpochBook(last_epoch=before.last_epoch, last_weights=before.last_weights)
+        state.create(ServerBook(epochs=begun))
+        book = KeptBook(state, booked=lambda what: None)
+        number = book.copied().epochs.last_weights + 1
+        state.save_weights(number, {"a": torch.zeros(2)})
+        with book.change("stage") as server:
+            plan = server.epochs.begin(encoder_step=1, new_weights=True, content_version="v")
+        assert plan.weights_id == number
+        with book.change("settle") as server:
+            server.epochs.fail(plan.epoch, "no room")
+        assert kept(state) == (1, [1, 1])
+        book.close()
+        if swept:
+            state.abandon(keep_live=False)
+            assert kept(state) == (1, [1, 1])
+            assert [file.name for file in (state.path / "weights").iterdir()] == ["1.safetensors"]
+            assert state.load(now=0.0) == of_weights(1)
+
+
+def test_the_first_live_epoch_of_a_start_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "state")
+    state.create(of_weights(1))
+    state.save_weights(1, {"a": torch.ones(2)})
+    before = state.before().epochs
+    begun = EpochBook(last_epoch=before.last_epoch, last_weights=before.last_weights)
+    state.create(ServerBook(epochs=begun))
+    book = KeptBook(state, booked=lambda what: None)
+    state.save_weights(2, {"a": torch.zeros(2)})
+    with book.change("stage") as server:
+        server.epochs.begin(encoder_step=1, new_weights=True, content_version="v")
+    with book.change("activate") as server:
+        server.epochs.seal([receipt(0, epoch=2)])
+        server.epochs.activate(2)
+    book.close()
+    state.abandon(keep_live=True)
+    assert kept(state) == (2, [0, 0])
+    assert [file.name for file in (state.path / "weights").iterdir()] == ["2.safetensors"]
+    state.abandon(keep_live=False)
+    assert not state.path.exists()
+
+
+def test_a_state_is_for_its_owners_eyes_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        state = StateDirectory(tmp_path / "servers" / "a")
+        with state.locked():
+            state.create(of_weights(1))
+            state.save_weights(1, {"a": torch.ones(2)})
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in state.path.rglob("*")}
+    assert state.path.stat().st_mode & 0o777 == 0o700
+    assert modes == {
+        "weights": 0o700,
+        "1.safetensors": 0o600,
+        "book.json": 0o600,
+        "secret": 0o600,
+        "lock": 0o600,
+    }
+
+
+def test_a_book_keeps_only_the_newest_failures_and_successors_that_can_be_asked_for() -> None:
+    book = of_weights(1)
+    for _ in range(40):
+        failed = book.epochs.begin(encoder_step=1, new_weights=True, content_version="v")
+        book.epochs.fail(failed.epoch, f"reason {failed.epoch}")
+    asked = book.epochs.begin(encoder_step=1, new_weights=True, content_version="v").epoch
+    instead = book.epochs.begin(encoder_step=1, new_weights=True, content_version="v").epoch
+    book.successors[asked] = instead
+    book.tidy()
+    assert book.epochs.failures == {e: f"reason {e}" for e in range(10, 42)}
+    assert sorted(book.epochs.plans) == [1, *range(10, 42), asked, instead]
+    book.epochs.release(asked)
+    book.tidy()
+    assert instead not in book.epochs.plans
+    assert book.successors == {}
 
 
 def test_one_coordinator_holds_a_state_directory(tmp_path: Path) -> None:
