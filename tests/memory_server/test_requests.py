@@ -94,6 +94,16 @@ def test_no_entry_uses_up_the_numbers(store: Store, largest: int) -> None:
         write_toy_segment(store, "a", toy_entries([largest]))
 
 
+def test_nor_does_a_segment_that_another_program_wrote(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as unbounded:
+        unbounded.setattr("memory_server.store.segments.LARGEST_ID", 2**63 - 1)
+        segment = write_toy_segment(store, "a", toy_entries([2**63 - 1]))
+    with pytest.raises(ValueError, match="numbers for later ones"):
+        store.commit(add_segments=[segment], message="m")
+
+
 def test_age_that_is_no_number(store: Store) -> None:
     with pytest.raises(ValueError, match="min_age_s=nan"):
         store.gc(min_age_s=float("nan"))
