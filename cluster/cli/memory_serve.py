@@ -346,9 +346,7 @@ Have a running server stop staging an epoch, and free what that took: a refresh 
 new weights, or an edit, that takes too long or too much memory. It goes on answering
 from the epoch that is live. The store is as it was: an edit stays committed, and
 `pluglm memory show` stages it again.""",
-    example="""\
-pluglm memory stats wiki
-pluglm memory cancel wiki 7""",
+    example="pluglm memory cancel wiki 7",
     configure=_cancel_arguments,
     run=_cancel,
 )
