@@ -112,7 +112,7 @@ class FaissBlock:
         """Rows of the block that may be among the best, best first; int64 [B, count], -1 pads."""
         count = min(count, self.rows)
         queries = np.ascontiguousarray(queries_BQ.cpu().numpy(), dtype=np.float32)
-        with self._turn or torch_threads():  # FAISS's GPU resources serve one at a time
+        with self._turn or torch_threads(len(queries)):  # FAISS's GPU resources serve one at a time
             if selection is not None:
                 parameters = search_parameters(self._index, selection)
                 _, rows = self._index.search(queries, count, params=parameters)

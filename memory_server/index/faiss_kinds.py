@@ -18,11 +18,21 @@ CHANGE_PRODUCTS = (
 )
 
 
+QUERIES_PER_THREAD = 64
+
+
 @contextmanager
-def torch_threads() -> Iterator[None]:
-    """FAISS uses as many threads as torch does here; other threads of the process keep theirs."""
+def torch_threads(queries: int | None = None) -> Iterator[None]:
+    """FAISS uses as many threads as torch does here; other threads of the process keep theirs.
+
+    Args:
+        queries: of a search: so few are done before a second thread has woken up.
+    """
     before = faiss.omp_get_max_threads()  # of the calling thread, as OpenMP has it
-    faiss.omp_set_num_threads(torch.get_num_threads())
+    wanted = torch.get_num_threads()
+    if queries is not None:
+        wanted = max(1, min(wanted, queries // QUERIES_PER_THREAD))
+    faiss.omp_set_num_threads(wanted)
     try:
         yield
     finally:

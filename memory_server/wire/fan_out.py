@@ -104,6 +104,7 @@ class SearchFanout:
             endpoints=Endpoints(replicas, resolve_endpoint, can_call_actors=actor_call is not None),
             book=ReplicaBook(replicas),
             delay=HedgeDelay(hedge_after),
+            relay_delay=HedgeDelay("p95"),
             counters=self._counters,
             actors=ThreadPoolExecutor(ACTOR_CALLS_AT_ONCE, thread_name_prefix="ask-actor"),
             actor_call=actor_call,
@@ -145,10 +146,12 @@ class SearchFanout:
             exact=exact,
         )
         rows = len(request.queries)
+        # Who asks for exact answers wants them to the queries as they are.
+        travelling: QueryType = "float32" if exact else self._travelling
 
         def arguments(epoch: int | None, wait_s: float) -> dict[str, Any]:
             return {
-                "queries_BQ": as_it_arrives(request.queries, self._travelling),
+                "queries_BQ": as_it_arrives(request.queries, travelling),
                 "k": k,
                 "exclude_doc_ids": request.exclude_doc_ids,
                 "epoch": epoch,
@@ -158,7 +161,7 @@ class SearchFanout:
 
         question = Question(
             kind=Kind.SEARCH,
-            body=_small_enough(pack_search(request, self._travelling), rows),
+            body=_small_enough(pack_search(request, travelling), rows),
             decode=lambda body, shard: unpack_hits(body, shard, rows, k),
             method="search",
             arguments=arguments,

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Protocol
 
 from memory_server.api import Entry
@@ -185,7 +186,7 @@ class SearchServer:
             elif preamble.kind is Kind.RELAY and len(frames) == MAX_FRAMES + 1:
                 members = unpack_group(frames[3])
                 self._begin_beside(Kind.RELAY)
-                self._relays.submit(self._relayed, sender, preamble, body, members)
+                self._relays.submit(self._relayed, sender, preamble, body, members, arrived)
             else:
                 raise BadMessage(f"{preamble.kind.name} is no request that this server takes")
         except (MemoryServerError, ValueError) as error:
@@ -239,11 +240,20 @@ class SearchServer:
         self._end_beside(Kind.ENTRIES)
 
     def _relayed(
-        self, sender: bytes, preamble: Preamble, body: bytes, members: list[tuple[int, str]]
+        self,
+        sender: bytes,
+        preamble: Preamble,
+        body: bytes,
+        members: list[tuple[int, str]],
+        arrived: float,
     ) -> None:
         """Runs on a relay's thread."""
         try:
-            reply = self._relay.ask(preamble, body, tuple(members))
+            waited_s = time.monotonic() - arrived
+            if waited_s >= preamble.timeout_s:
+                raise TimeoutError(f"a search to be relayed waited {waited_s:.3f} s")
+            left = replace(preamble, timeout_s=preamble.timeout_s - waited_s)
+            reply = self._relay.ask(left, body, tuple(members))
             self._counters.add(relayed=1)
             self._reply(sender, preamble, Kind.HITS, pack_hits(reply))
         except Exception as error:  # it travels to whoever asked
