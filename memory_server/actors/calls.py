@@ -1,5 +1,6 @@
 """Calls of the memory's actors: who answered, who is away for a while, who is gone for good."""
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,10 @@ from memory_server.actors.names import NAMESPACE, Address, Layout, shard_name
 from memory_server.actors.orders import Orders
 from memory_server.errors import MemoryServerError, ShardLost
 
+log = logging.getLogger(__name__)
+
 RETRY_PAUSE_S = 0.05
+SIBLING_S = 10.0
 
 
 def original_error(error: RayTaskError) -> Exception:
@@ -99,30 +103,38 @@ class Replicas:
     def wait_until_followed(self, orders: Orders, wait_s: float, *, patient: bool) -> None:
         """Send the orders until every replica that can answer has acted on them.
 
+        One that does not answer, or cannot act, is waited for `SIBLING_S` if another replica of its
+        shard has acted: then it is told again in the background, until it has. Until then it may
+        answer a search from the epoch that was live before, as the reply says; a search that also
+        asks others is answered from the newer one.
+
         Args:
             patient: wait for a shard of which no replica answers; otherwise it is left to read the
                 orders when it is back.
 
         Raises:
-            ShardLost: no replica of a shard acted in time, or one that lives did not.
+            ShardLost: no replica of a shard acted in time. What all replicas of a shard raised.
         """
         deadline = time.monotonic() + wait_s
-        while behind := self._behind(orders):
+        asked = self._behind(orders)
+        while asked:
             left_s = max(0.0, deadline - time.monotonic())
-            answers = self.ask("follow", orders, timeout_s=left_s, addresses=behind)
+            answers = self.ask("follow", orders, timeout_s=min(left_s, SIBLING_S), addresses=asked)
+            errors = {a: e for a, e in answers.items() if isinstance(e, Exception)}
             for address, answer in answers.items():
-                if isinstance(answer, NoAnswer):
-                    raise ShardLost(_did_not_follow(self._name, address[0], wait_s))
-                if isinstance(answer, Exception):
-                    raise answer
-                self.joined(address, answer)
-            away = self._behind(orders)
-            alone = sorted({shard for shard, _ in away if not self._followed(shard, orders)})
-            if not away or not (alone and patient):
+                if address not in errors:
+                    self.joined(address, answer)
+            asked = [a for a in self._behind(orders) if not self._followed(a[0], orders)]
+            for address, error in errors.items():
+                if address not in asked:
+                    log.warning("replica %s of %s follows later: %s", address, self._name, error)
+                elif not isinstance(error, NoAnswer):
+                    raise error
+            if not asked or not (patient or errors):
                 # A replica that is away reads the orders before it answers again.
                 return
             if time.monotonic() >= deadline:
-                raise ShardLost(_did_not_follow(self._name, alone[0], wait_s))
+                raise ShardLost(_did_not_follow(self._name, asked[0][0], wait_s))
             time.sleep(RETRY_PAUSE_S)
 
     def _followed(self, shard: int, orders: Orders) -> bool:

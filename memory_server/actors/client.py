@@ -285,14 +285,16 @@ class RayMemory:
 
     def activate(self, epoch: int, *, expected_live: int | None = None) -> int:
         """See `Memory.activate`."""
-        live, number = self._control("activate", epoch, expected_live, self._control_s)
+        # One token for all calls: what is repeated after a lost answer must not switch again.
+        order = (epoch, expected_live, self._control_s, secrets.token_hex(8))
+        live, number = self._control("activate", *order)
         while not live:
             try:
                 self.wait_sealed(number, REBASE_TIMEOUT_S)
             except BaseException:
                 self.release(number)
                 raise
-            live, number = self._control("activate", epoch, expected_live, self._control_s)
+            live, number = self._control("activate", *order)
         return int(number)
 
     def pin(self, epoch: int | None = None, *, lease_s: float = 60.0) -> RayPin:

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memory_server.actors.book import KeptBook
@@ -21,7 +22,7 @@ from memory_server.actors.server_book import ServerBook
 from memory_server.actors.staging import Stager
 from memory_server.actors.state import StateDirectory
 from memory_server.api import MemoryInfo, StageStatus
-from memory_server.errors import MemoryServerError, UnknownEpoch
+from memory_server.errors import LiveEpochChanged, MemoryServerError, UnknownEpoch
 from memory_server.stats import MemoryStats
 from memory_server.store.store import Store
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 REPORT_TIMEOUT_S = 3.0
 MIND_EVERY_S = 0.5
+ABANDONED_S = 600.0  # a client that waits for an epoch asks many times a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class Coordinator:
         kept and told to whoever calls."""
         self._layout = layout
         self._live_since: float | None = None
+        self._asked: dict[int, float] = {}
         self._broken: MemoryServerError | None = None
         try:
             state = StateDirectory(layout.state_dir)
@@ -105,6 +108,7 @@ class Coordinator:
     def staging(self, epoch: int) -> StageStatus:
         """Ask the shards how far they are; seal the epoch here when all have sealed it."""
         self._check()
+        self._asked[epoch] = time.monotonic()
         return self._stager.staging(epoch)
 
     def held(self) -> list[StageStatus]:
@@ -116,43 +120,73 @@ class Coordinator:
                 statuses.append(self._stager.staging(epoch))
         return statuses
 
-    def activate(self, epoch: int, expected_live: int | None, wait_s: float) -> tuple[bool, int]:
-        """Switch every shard to a sealed epoch. A call that is repeated does no harm.
+    def activate(
+        self, epoch: int, expected_live: int | None, wait_s: float, request: str
+    ) -> tuple[bool, int]:
+        """Switch every shard to a sealed epoch.
+
+        Args:
+            request: the caller's token. A call that is repeated with it, after a switch, says again
+                what became live; it does not undo what others made live since.
 
         Returns:
             (True, the live epoch); or (False, an epoch that was staged instead, because what this
-            one follows has changed): once that one is sealed, call again with the same argument.
+            one follows has changed): once that one is sealed, call again with the same arguments.
+
+        Raises:
+            ShardLost: the switch is booked, but of some shard no replica has followed yet.
         """
         self._check()
-        for number in {epoch, _successor(self._book.copied(), epoch)}:
-            self._stager.staging(number)
-        with self._book.change("activate") as server:
-            book = server.epochs
-            target = _successor(server, epoch)
-            if target != book.live:
-                book.check_live(expected_live)
-            if target != epoch and target not in book.receipts:
-                return False, target
-            rebased = book.rebase(target)
-            if rebased is None:
-                book.activate(target)
-                if target != epoch:
-                    del server.successors[epoch]
-                    book.release(epoch, time.monotonic())
-            else:
-                server.successors[epoch] = rebased.epoch
-                if target != epoch:
-                    book.release(target, time.monotonic())
-        if rebased is not None:
-            self._stager.began(rebased.epoch)
-            self._replicas.tell(self._book.orders())
-            return False, rebased.epoch
-        self._live_since = time.monotonic()
+        live = self._book.copied().switches.get(request)
+        if live is None:
+            live, instead = self._switch(epoch, expected_live, request)
+            if live is None:
+                return False, instead
+            self._live_since = time.monotonic()
         self._replicas.wait_until_followed(self._book.orders(), wait_s, patient=True)
-        return True, target
+        return True, live
+
+    def _switch(
+        self, epoch: int, expected_live: int | None, request: str
+    ) -> tuple[int | None, int]:
+        """(the live epoch, or None if another one is to be sealed first; that other one)"""
+        for number in {epoch, _successor(self._book.copied(), epoch)}:
+            self.staging(number)
+        try:
+            with self._book.change("activate") as server:
+                book = server.epochs
+                target = _successor(server, epoch)
+                if target != book.live:
+                    book.check_live(expected_live)
+                if target != epoch and target not in book.receipts:
+                    return None, target
+                rebased = book.rebase(target)
+                if rebased is None:
+                    book.activate(target)
+                    server.remember_switch(request, target)
+                    if target != epoch:
+                        del server.successors[epoch]
+                        book.release(epoch, time.monotonic())
+                else:
+                    if target != epoch:
+                        book.release(target, time.monotonic())
+                    server.successors[epoch] = rebased.epoch
+        except LiveEpochChanged:
+            # The caller decides anew, so what was staged for this switch is of no use.
+            with self._book.change("refused") as server:
+                server.drop_successor(epoch)
+            self._replicas.tell(self._book.orders())
+            raise
+        if rebased is None:
+            return target, target
+        self._stager.began(rebased.epoch)
+        self._asked[rebased.epoch] = time.monotonic()
+        self._replicas.tell(self._book.orders())
+        return None, rebased.epoch
 
     def release(self, epoch: int, wait_s: float) -> None:
-        """Forget an epoch that is not live, once no reader has it pinned."""
+        """Forget an epoch that is not live, once no reader has it pinned; with it goes what was
+        staged instead of it."""
         self._check()
         with self._book.change("release") as server:
             gone = server.epochs.release(epoch, time.monotonic())
@@ -240,10 +274,21 @@ class Coordinator:
         for epoch in server.epochs.unsettled():
             with contextlib.suppress(UnknownEpoch):
                 self._stager.look(epoch)
+        self._drop_abandoned(server.successors)
         if server.epochs.forget_left(time.monotonic()):
             with self._book.change("leases") as server:
                 server.epochs.forget_left(time.monotonic())
         self._replicas.tell(self._book.orders())
+
+    def _drop_abandoned(self, successors: Mapping[int, int]) -> None:
+        """Release what was staged for switches that nobody asks about any more."""
+        now = time.monotonic()
+        self._asked = {new: self._asked.get(new, now) for new in successors.values()}
+        silent = [e for e, new in successors.items() if now - self._asked[new] > ABANDONED_S]
+        if silent:
+            with self._book.change("abandoned") as server:
+                for epoch in silent:
+                    server.drop_successor(epoch)
 
     def _check(self) -> None:
         if self._broken is not None:

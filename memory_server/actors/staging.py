@@ -4,17 +4,19 @@ import threading
 import time
 
 from memory_server.actors.book import KeptBook
-from memory_server.actors.calls import Replicas
+from memory_server.actors.calls import NoAnswer, Replicas
 from memory_server.actors.names import Address, PackedWeights, unpack_weights
 from memory_server.actors.orders import Need, judge, progress, shortage
 from memory_server.api import StageStatus
-from memory_server.errors import MemoryServerError, NotEnoughMemory, UnknownEpoch
+from memory_server.errors import MemoryServerError, NotEnoughMemory, RefreshFailed, UnknownEpoch
 from memory_server.shard.epochs import EpochPlan
 from memory_server.shard.held_epoch import ShardStatus
 from memory_server.store.store import Store
 
 STATUS_TIMEOUT_S = 5.0
 NEED_TIMEOUT_S = 10.0
+NEED_AGAIN_TIMEOUT_S = 20.0
+PING_TIMEOUT_S = 2.0
 
 
 class Stager:
@@ -155,10 +157,25 @@ class Stager:
         """Refuse an epoch that would not fit beside what is held and what is coming.
 
         Raises:
-            NotEnoughMemory; or what keeps a shard from reading the content.
+            NotEnoughMemory; RefreshFailed: a replica that lives does not say; or what
+            keeps a shard from reading the content.
         """
         others = [epoch for epoch in pending if epoch != plan.epoch]
         answers = self._replicas.ask("need", plan, others, timeout_s=NEED_TIMEOUT_S)
+        # One that starts holds nothing yet and is judged when it stages; one that lives must say.
+        silent = [address for address, answer in answers.items() if isinstance(answer, NoAnswer)]
+        pings = self._replicas.ask("ping", timeout_s=PING_TIMEOUT_S, addresses=silent)
+        alive = [address for address, answer in pings.items() if isinstance(answer, int)]
+        answers |= self._replicas.ask(
+            "need", plan, others, timeout_s=NEED_AGAIN_TIMEOUT_S, addresses=alive
+        )
+        for address in alive:
+            if isinstance(answers[address], NoAnswer):
+                raise RefreshFailed(
+                    f"replica {address[1]} of shard {address[0]} lives but did not say within "
+                    f"{NEED_TIMEOUT_S + NEED_AGAIN_TIMEOUT_S:g} s whether an epoch of content "
+                    f"{plan.content_version} fits; nothing was begun: stage it again"
+                )
         for answer in answers.values():
             if isinstance(answer, MemoryServerError):
                 raise answer

@@ -230,7 +230,7 @@ def test_weights_are_kept_bit_by_bit_for_as_long_as_they_are_needed(tmp_path: Pa
 
 
 def of_weights(*weights_ids: int) -> ServerBook:
-    """A book whose newest epoch, of these weights, is live; the weights before it are not needed."""
+    """A book whose newest epoch, of these weights, is live; earlier ones are not needed."""
     book = EpochBook(last_weights=weights_ids[0] - 1)
     for _ in weights_ids:
         epoch = book.begin(encoder_step=1, new_weights=True, content_version="v").epoch
