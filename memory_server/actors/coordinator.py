@@ -1,7 +1,7 @@
 """The memory's coordinator: a named actor that keeps the book of epochs and makes it come true.
 
 It holds no keys and answers no searches. Every change is on disk before a shard hears of it, and
-what shards hear is always the whole state that the book wants (`ray_orders`). So it may be killed
+what shards hear is always the whole state that the book wants (`orders`). So it may be killed
 at any moment: the one that starts in its place reads the book and goes on.
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from memory_server.actors.book import KeptBook
 from memory_server.actors.calls import Replicas
+from memory_server.actors.coming_up import ComingUp
 from memory_server.actors.names import Layout, PackedWeights, pack_weights
 from memory_server.actors.orders import Orders
 from memory_server.actors.report import memory_stats
@@ -22,7 +23,7 @@ from memory_server.actors.server_book import ServerBook
 from memory_server.actors.staging import Stager
 from memory_server.actors.state import StateDirectory
 from memory_server.api import MemoryInfo, StageStatus
-from memory_server.errors import LiveEpochChanged, MemoryServerError, UnknownEpoch
+from memory_server.errors import LiveEpochChanged, UnknownEpoch
 from memory_server.stats import MemoryStats
 from memory_server.store.store import Store
 
@@ -46,20 +47,19 @@ class Coordinator:
     """The body of the coordinator's actor. Thread-safe."""
 
     def __init__(self, layout: Layout) -> None:
-        """Read the book. An actor whose constructor raises is never restarted, so a failure here is
-        kept and told to whoever calls."""
+        """Read the book. An actor whose constructor raises is never restarted, so a failure
+        here is told to whoever calls, and it is tried again."""
         self._layout = layout
         self._live_since: float | None = None
         self._asked: dict[int, float] = {}
-        self._broken: MemoryServerError | None = None
-        try:
-            state = StateDirectory(layout.state_dir)
-            self._secret = state.secret()
-            self._book = KeptBook(state, booked=self._booked)
-            store = Store.open(layout.store_path)
-        except MemoryServerError as error:
-            self._broken = error
-            return
+        self._up = ComingUp(self._begin, f"the coordinator of memory {layout.name!r}")
+
+    def _begin(self) -> None:
+        layout = self._layout
+        state = StateDirectory(layout.state_dir)
+        self._secret = state.secret()
+        store = Store.open(layout.store_path)
+        self._book = KeptBook(state, booked=self._booked)  # last: it holds the directory
         self._replicas = Replicas(layout)
         self._stager = Stager(self._book, self._replicas, store, layout.tables_pay_from)
         threading.Thread(target=self._mind, name="minder", daemon=True).start()
@@ -291,8 +291,7 @@ class Coordinator:
                     server.drop_successor(epoch)
 
     def _check(self) -> None:
-        if self._broken is not None:
-            raise self._broken
+        self._up.check()
 
 
 def _successor(server: ServerBook, epoch: int) -> int:

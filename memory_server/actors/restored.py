@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from memory_server.api import Entry
-from memory_server.errors import RefreshFailed, ShardRestoring
+from memory_server.errors import RefreshFailed, ShardRestoring, UnknownEpoch
 from memory_server.replies import ShardReply
 from memory_server.shard.shard import Shard
 
@@ -65,4 +65,8 @@ class RestoredShard:
         except RefreshFailed as error:
             if epoch is None or epoch in self._vouched:
                 raise ShardRestoring(f"shard {self.shard} cannot restore: {error}") from error
+            raise
+        except UnknownEpoch as error:
+            if epoch is None or epoch in self._vouched:  # it failed, and is about to be tried again
+                raise ShardRestoring(f"shard {self.shard} restores again: {error}") from error
             raise

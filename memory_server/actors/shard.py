@@ -13,10 +13,11 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayError
 from torch import Tensor
 
 from memory_server.actors.calls import find_actor
+from memory_server.actors.coming_up import ComingUp
+from memory_server.actors.follower import Follower
 from memory_server.actors.metrics import MetricsPublisher
 from memory_server.actors.names import Layout, unpack_weights
 from memory_server.actors.orders import Need, Orders
@@ -24,7 +25,6 @@ from memory_server.actors.restored import RestoredShard
 from memory_server.actors.state import StateDirectory
 from memory_server.api import Entry, KeyEncoderFactory
 from memory_server.errors import (
-    MemoryServerError,
     StateNotFound,
     UnknownEpoch,
 )
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 10.0
 JOIN_PAUSE_S = 0.1
+RESTORE_PAUSE_S = 1.0
 WEIGHTS_TIMEOUT_S = 300.0
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -66,22 +67,25 @@ class ShardHost:
     def __init__(self, layout: Layout, settings: HostSettings, *, shard: int, replica: int) -> None:
         """Serve at once, and read in the background what to hold.
 
-        An actor whose constructor raises is never restarted, so a failure here is kept and told to
-        whoever calls. Nothing here may be a handle or an object reference: Ray keeps those in the
-        object store, and an actor whose constructor needs the store may fail to restart.
+        An actor whose constructor raises is never restarted, so a failure here is told to whoever
+        calls, and it is tried again. Nothing here may be a handle or an object reference: Ray keeps
+        those in the object store, and an actor whose constructor needs the store may fail to
+        restart.
         """
         torch.set_num_threads(settings.threads)
         self._layout, self._settings = layout, settings
         self._address = shard, replica
         self._began = time.monotonic()
         self._state = StateDirectory(layout.state_dir)
-        self._following = threading.Lock()
-        self._orders: Orders | None = None
         self._node = ray.get_runtime_context().get_node_id()
         self._ip: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        self._broken: MemoryServerError | None = None
         self._closed = threading.Event()
-        try:
+        self._up = ComingUp(self._begin, f"replica {replica} of shard {shard} of {layout.name!r}")
+
+    def _begin(self) -> None:
+        layout, settings = self._layout, self._settings
+        shard, replica = self._address
+        with contextlib.ExitStack() as undone:
             self._shard = Shard(
                 layout.store_path,
                 shards=layout.shards,
@@ -92,16 +96,16 @@ class ShardHost:
                 scratch=_scratch(),
                 memory_limit_bytes=settings.memory_limit_bytes,
             )
-        except MemoryServerError as error:
-            self._broken = error
-            return
-        self._restored = RestoredShard(self._shard)
-        self._server = SearchServer(
-            self._restored,
-            secret=settings.secret,
-            host=settings.host or self._ip,
-            queue_limit=settings.queue_limit,
-        )
+            undone.callback(self._shard.close)
+            self._restored = RestoredShard(self._shard)
+            self._follower = Follower(self._shard, self._restored, self._load)
+            self._server = SearchServer(
+                self._restored,
+                secret=settings.secret,
+                host=settings.host or self._ip,
+                queue_limit=settings.queue_limit,
+            )
+            undone.pop_all()
         threading.Thread(target=self._join, name=f"join-shard-{shard}", daemon=True).start()
         self._metrics = MetricsPublisher(
             self._report, memory=layout.name, shard=shard, replica=replica
@@ -149,27 +153,7 @@ class ShardHost:
             The revision that is followed now. Staging goes on in the background.
         """
         self._check()
-        return self._follow(orders)
-
-    def _follow(self, orders: Orders) -> int:
-        with self._following:
-            if self._orders is not None and orders.revision < self._orders.revision:
-                return self._orders.revision
-            wanted = {order.plan.epoch for order in orders.epochs}
-            if orders.live is not None and orders.live in self._shard.held_epochs():
-                self._shard.activate(orders.live)
-            for epoch in self._shard.held_epochs():
-                if epoch not in wanted:
-                    self._shard.release(epoch)
-            for order in orders.epochs:
-                self._stage(order.plan, vouched=order.sealed)
-            if orders.live is not None:
-                self._shard.activate(orders.live)
-            self._restored.joined(
-                frozenset(order.plan.epoch for order in orders.epochs if order.sealed)
-            )
-            self._orders = orders
-            return orders.revision
+        return self._follower.follow(orders)
 
     @ray.method(concurrency_group="control")
     def status(self, epoch: int) -> ShardStatus:
@@ -204,29 +188,27 @@ class ShardHost:
     def close(self) -> None:
         """Give back what would outlive this process: shared tables, the socket."""
         self._closed.set()
-        if self._broken is None:
+        self._up.end()
+        if self._up.is_up:
             self._metrics.close()
             self._server.close()
             self._shard.close()
 
     def _join(self) -> None:
-        """Ask the coordinator what to hold, until it answers: it may be restarting, too."""
-        while not self._closed.is_set():
+        """Ask the coordinator what to hold, until it answers: it may be restarting, too. Then keep
+        trying to restore what could not be restored."""
+        joined, pause_s = False, 0.0
+        while not self._closed.wait(pause_s):
+            pause_s = RESTORE_PAUSE_S if joined else JOIN_PAUSE_S
             try:
-                coordinator = find_actor(self._layout.name)
-                orders = ray.get(coordinator.join.remote(*self._address), timeout=JOIN_TIMEOUT_S)
-                self._follow(orders)
-                return
-            except (ValueError, RayError, MemoryServerError) as error:
-                log.info("shard %s waits for its coordinator: %s", self._address, error)
-                self._closed.wait(JOIN_PAUSE_S)
-
-    def _stage(self, plan: EpochPlan, *, vouched: bool) -> None:
-        """Stage what is not held. What could not be restored is tried again at every order."""
-        with contextlib.suppress(UnknownEpoch):
-            if vouched and self._shard.status(plan.epoch).state == "failed":
-                self._shard.release(plan.epoch)
-        self._shard.stage(plan, lambda: self._load(plan.weights_id), restoring=vouched)
+                if not joined:
+                    coordinator = find_actor(self._layout.name)
+                    joining = coordinator.join.remote(*self._address)
+                    self._follower.follow(ray.get(joining, timeout=JOIN_TIMEOUT_S))
+                    joined = True
+                self._follower.restore_again(time.monotonic())
+            except Exception as error:  # whatever happens, it goes on
+                log.info("shard %s cannot follow yet: %s", self._address, error)
 
     def _load(self, weights_id: int) -> Mapping[str, Tensor]:
         """From the state directory if this node sees it, or else through the coordinator."""
@@ -239,7 +221,8 @@ class ShardHost:
     def _pending_bytes(self, epochs: Sequence[int]) -> int:
         """What epochs that are being staged here have yet to take."""
         added = 0
-        for order in () if self._orders is None else self._orders.epochs:
+        orders = self._follower.orders
+        for order in () if orders is None else orders.epochs:
             if order.plan.epoch not in epochs:
                 continue
             with contextlib.suppress(UnknownEpoch):
@@ -252,7 +235,8 @@ class ShardHost:
 
     def _report(self) -> ShardStats:
         served, audit = self._server.stats(), self._shard.audit.report
-        live = None if self._orders is None else self._orders.live
+        orders = self._follower.orders
+        live = None if orders is None else orders.live
         stats = ShardStats(
             shard=self._address[0],
             replica=self._address[1],
@@ -289,8 +273,7 @@ class ShardHost:
         )
 
     def _check(self) -> None:
-        if self._broken is not None:
-            raise self._broken
+        self._up.check()
 
 
 def _scratch() -> Path | None:

@@ -19,6 +19,7 @@ from memory_server.errors import (
     MemoryServerError,
     RefreshFailed,
     ShardLost,
+    StateNotFound,
     UnknownEpoch,
 )
 from memory_server.index.base import IndexSettings
@@ -205,6 +206,22 @@ def test_a_replica_that_lives_and_does_not_say_what_it_needs_is_not_taken_for_ro
     assert held(leader) == []
     replicas.silent = {"need", "ping"}  # it is starting: what it lacks it says when it stages
     staged(leader, 1)
+
+
+def test_a_coordinator_that_cannot_start_says_why_and_tries_again(
+    layout: Layout, restart: Restart
+) -> None:
+    book = Path(layout.state_dir) / "book.json"
+    book.rename(book.with_suffix(".away"))
+    leader = restart()
+    with pytest.raises(StateNotFound):
+        leader.ping()
+    book.with_suffix(".away").rename(book)
+    deadline = time.monotonic() + 30.0
+    while not leader._up.is_up:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert held(leader) == []
 
 
 class Scripted(Replicas):

@@ -1,6 +1,8 @@
 """The rules by which a coordinator decides, without Ray: seals, room, places, state on disk."""
 
 import os
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,9 +10,11 @@ import pytest
 import torch
 
 from memory_server.actors.book import KeptBook
+from memory_server.actors.coming_up import ComingUp
+from memory_server.actors.follower import Follower
 from memory_server.actors.metrics import latency_sample
 from memory_server.actors.names import Address, memory_of, shard_name
-from memory_server.actors.orders import Need, judge, orders_of, progress, shortage
+from memory_server.actors.orders import Need, Order, Orders, judge, orders_of, progress, shortage
 from memory_server.actors.places import Node, assign_nodes, check_resources
 from memory_server.actors.restored import RestoredShard
 from memory_server.actors.server_book import ServerBook
@@ -26,8 +30,17 @@ from memory_server.errors import (
 from memory_server.replies import ShardReply
 from memory_server.shard.epochs import EpochBook, EpochPlan, Receipt
 from memory_server.shard.held_epoch import ShardStatus
+from memory_server.shard.shard import Shard
 from memory_server.stats import latency
 from memory_server.wire.search_stats import LATENCY_BUCKETS_S
+from tests.toy_memory import (
+    expected_ids,
+    toy_entries,
+    toy_factory,
+    toy_queries,
+    toy_store,
+    toy_weights,
+)
 
 ADDRESSES = [(0, 0), (0, 1), (1, 0), (1, 1)]
 PLAN = EpochPlan(epoch=3, content_version="v", encoder_step=7, weights_id=2)
@@ -431,3 +444,69 @@ def test_a_sample_of_latencies_keeps_the_rare_ones() -> None:
     assert sample.count(LATENCY_BUCKETS_S[5]) == 2
     assert max(sample) > LATENCY_BUCKETS_S[-1]
     assert latency_sample([3] + [0] * len(LATENCY_BUCKETS_S), 200) == [LATENCY_BUCKETS_S[0]] * 3
+
+
+def test_a_shard_goes_on_trying_to_restore_what_all_vouched_for(tmp_path: Path) -> None:
+    entries = toy_entries(range(20))
+    store = toy_store(tmp_path / "store", entries)
+    tries: list[int] = []
+
+    def load(weights_id: int) -> Mapping[str, torch.Tensor]:
+        tries.append(weights_id)
+        if len(tries) < 3:
+            raise OSError("the disk is away")
+        return toy_weights(weights_id)
+
+    shard = Shard(store.path, shards=1, shard=0, encoder=toy_factory)
+    restored = RestoredShard(shard)
+    follower = Follower(shard, restored, load)
+    plan = EpochPlan(epoch=4, content_version=store.head(), encoder_step=0, weights_id=1)
+    queries = toy_queries(2)
+
+    def settled() -> str:
+        while (state := shard.status(4).state) == "encoding":
+            time.sleep(0.01)
+        return state
+
+    follower.follow(Orders(revision=1, epochs=(Order(plan=plan, sealed=True),), live=4))
+    assert settled() == "failed"
+    with pytest.raises(ShardRestoring, match="the disk is away"):
+        restored.search(queries, 3)
+    for now, state, tried in [
+        (100.0, "failed", 1),
+        (100.5, "failed", 1),
+        (101.0, "failed", 2),
+        (102.9, "failed", 2),  # the second pause is longer
+        (103.0, "sealed", 3),
+        (200.0, "sealed", 3),
+    ]:
+        follower.restore_again(now)
+        assert (settled(), len(tries)) == (state, tried)
+    assert restored.search(queries, 3).ids.tolist() == expected_ids(
+        entries, toy_weights(1), queries, 3
+    )
+    # Between two tries a shard does not hold the epoch: that is no reason to deny it.
+    shard.release(4)
+    with pytest.raises(ShardRestoring, match="restores again"):
+        restored.search(queries, 3, epoch=4)
+    shard.close()
+
+
+def test_an_actor_comes_up_when_what_hindered_it_is_gone() -> None:
+    failures = [PermissionError("no right"), ValueError("bad"), RuntimeError("odd")]
+    released = threading.Semaphore(1)
+
+    def begin() -> None:
+        released.acquire()
+        if failures:
+            raise failures.pop(0)
+
+    up = ComingUp(begin, "the shard", again_after_s=0.001)
+    with pytest.raises(MemoryServerError, match="the shard cannot start: PermissionError"):
+        up.check()
+    released.release(3)
+    deadline = time.monotonic() + 30.0
+    while not up.is_up:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    up.check()
