@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.cli.command import Command, positive
 from cluster.cli.memory_options import (
@@ -16,6 +16,10 @@ from cluster.cli.memory_options import (
     opened_store,
 )
 from cluster.cli.text import size
+from memory_server.errors import StoreError
+
+if TYPE_CHECKING:
+    from memory_server.store.store import Store
 
 _SHOWN_FILES = 20
 _HOUR_S = 3600.0
@@ -130,22 +134,35 @@ def _gc_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
+def _versions_of_servers(store: Store) -> set[str]:
+    """What servers that keep their state in the store answer from, running or not, as long as it is
+    there; those that keep it elsewhere are named with --server."""
+    from memory_server.actors.state import versions_of_servers
+
+    try:
+        servers = store.path / "servers"
+    except StoreError:  # a store elsewhere holds no state
+        return set()
+    there = {entry.version for entry in store.log() if not entry.collected}
+    return versions_of_servers(servers) & there
+
+
 def _gc(options: argparse.Namespace) -> int:
     from cluster.editing.live import check_same_memory
 
     # A damaged head may be rolled back, to a version that a collection would give up.
     store = opened_store(options.store, check=not options.dry_run)
-    protect: list[str] = []
+    protect = _versions_of_servers(store)
     with given_server(options) as memory:
         if memory is not None:
             from cluster.memory_servers import versions_in_use
 
             check_same_memory(store, memory)
-            protect = sorted(versions_in_use(memory))
+            protect |= versions_in_use(memory)
         done = store.gc(
             keep_versions=options.keep,
             min_age_s=options.min_age_hours * _HOUR_S,
-            protect=protect,
+            protect=sorted(protect),
             incoming_age_s=options.min_age_hours * _HOUR_S,
             dry_run=options.dry_run,
         )

@@ -64,6 +64,11 @@ class ServerBook:
         plans = self.epochs.plans.items()
         return {plan.weights_id for epoch, plan in plans if epoch not in self.epochs.failures}
 
+    def versions_needed(self) -> set[str]:
+        """Content versions of the epochs that are held or coming."""
+        plans = self.epochs.plans.items()
+        return {plan.content_version for epoch, plan in plans if epoch not in self.epochs.failures}
+
 
 def _remember(calls: dict[str, int], token: str, epoch: int) -> None:
     calls[token] = epoch

@@ -261,6 +261,16 @@ class StateDirectory:
             ) from error
 
 
+def versions_of_servers(servers: Path) -> set[str]:
+    """The content versions that memories whose states are in this directory answer from or stage,
+    or will answer from when they go on. Raises StateDamaged, StateUnusable."""
+    versions = set()
+    for file in [*servers.glob("*/book.json"), *servers.glob("*/previous.json")]:
+        with contextlib.suppress(StateNotFound):  # its memory ends meanwhile
+            versions |= StateDirectory(file.parent)._loaded(file, 0.0).versions_needed()
+    return versions
+
+
 def _make_private(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if directory.stat().st_mode & 0o777 != 0o700:

@@ -11,6 +11,8 @@ import pytest
 from cluster.cli import main
 from cluster.editing.edits import Editor
 from cluster.editing.passages import Knowledge
+from memory_server.actors.server_book import ServerBook
+from memory_server.actors.state import StateDirectory
 from memory_server.errors import StoreConflict
 from memory_server.store.store import Store
 from tests.cluster.memory_support import Capture, OwnMemory, Row, copied, refusal, run_json
@@ -226,6 +228,36 @@ def test_upkeep_drops_what_is_not_needed_and_keeps_the_rest(
     assert own_memory.rows() == rows
     assert main(["memory", "verify", store, "--all"]) == 0
     assert "gc gave up" in refusal(["memory", "rollback", store, "HEAD~3"], capsys)
+
+
+def test_gc_keeps_what_servers_answer_from_without_being_told(
+    own_memory: OwnMemory, capsys: Capture
+) -> None:
+    store = str(own_memory.path)
+    versions = [own_memory.store.head()]
+    for text in ("a king", "a queen", "a river", "a town"):
+        assert main(["memory", "add", store, "--text", text]) == 0
+        versions.append(own_memory.store.head())
+    for name, live, starts in (("a", versions[1], False), ("b", versions[3], True)):
+        state = StateDirectory(own_memory.path / "servers" / name)
+        book = ServerBook()
+        book.epochs.begin(encoder_step=0, new_weights=True, content_version=live)
+        book.epochs.live = 1
+        state.create(book)
+        if starts:  # and has not come up yet: what it answered from before may be needed again
+            state.create(ServerBook())
+    gone = StateDirectory(own_memory.path / "servers" / "gone")
+    book = ServerBook()
+    book.epochs.begin(encoder_step=0, new_weights=True, content_version="f" * len(versions[0]))
+    gone.create(book)
+    capsys.readouterr()
+    gc = ["memory", "gc", store, "--keep", "1", "--min-age-hours", "0"]
+    collected = set(run_json(gc, capsys)["collected"])
+    assert collected >= {versions[0], versions[2]}
+    assert not collected & {versions[1], versions[3], versions[4]}
+    book_file = own_memory.path / "servers" / "a" / "book.json"
+    book_file.write_text("{")
+    assert str(book_file) in refusal(gc, capsys, code=1)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing"])

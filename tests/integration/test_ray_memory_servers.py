@@ -10,7 +10,14 @@ import pytest
 import ray
 
 from memory_server.actors.client import RayMemory
-from memory_server.errors import CoordinatorLost, MemoryServerError, StateNotFound, UnknownEpoch
+from memory_server.api import KeyEncoder, KeyEncoderFactory
+from memory_server.errors import (
+    CoordinatorLost,
+    MemoryServerError,
+    RefreshFailed,
+    StateNotFound,
+    UnknownEpoch,
+)
 from tests.integration.support_ray_memory import memory_actors, refreshed
 from tests.ray_fixture import local_ray
 from tests.toy_memory import (
@@ -48,6 +55,13 @@ def address() -> Iterator[str]:
 @pytest.fixture
 def store_path(tmp_path: Path) -> Path:
     return toy_store(tmp_path / "store", ENTRIES).path
+
+
+def broken_factory() -> KeyEncoderFactory:
+    def broken(weights: object) -> KeyEncoder:
+        raise ValueError("cannot encode")
+
+    return broken
 
 
 def answers_with(memory: RayMemory, seed: int) -> bool:
@@ -93,7 +107,14 @@ def test_a_server_outlives_the_process_that_started_it(address: str, store_path:
         RayMemory.attach("kept")
     second.close()
 
-    # Nobody has the weights any more but the state directory.
+    # Nobody has the weights any more but the state directory: a start that fails leaves it alone.
+    book = (state / "book.json").read_bytes()
+    broken = {**SETTINGS, "encoder": broken_factory()}
+    with pytest.raises(RefreshFailed, match="cannot encode"):
+        RayMemory.serve(store_path, name="kept", weights=None, **broken)
+    assert memory_actors() == []
+    assert (state / "book.json").read_bytes() == book
+    assert [file.name for file in (state / "weights").iterdir()] == ["2.safetensors"]
     again = RayMemory.serve(store_path, name="kept", weights=None, **SETTINGS)
     assert answers_with(again, 2)
     info = again.info()
