@@ -79,9 +79,9 @@ def main() -> None:
             name: opened.enter_context(
                 LocalMemory(
                     store,
-                    encoder=lambda _, encoder=encoder: encoder,  # type: ignore[misc]
+                    encoder=lambda _, encoder=encoder: encoder,
                     weights={},
-                    index=IndexSettings(key_dtype=name),  # type: ignore[arg-type]
+                    index=IndexSettings(key_dtype=name),
                 )
             )
             for name, encoder in encoders.items()

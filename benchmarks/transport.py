@@ -25,6 +25,7 @@ from harness import (
     table,
     turn_by_turn,
 )
+from served import local_ray
 from torch import Tensor
 
 from memory_server.api import Entry, Retrieved
@@ -116,16 +117,7 @@ def main() -> None:
         f"{args.shards} shards, Q={WIDTH}, K={args.top_k}, entries of {args.entry_tokens} tokens\n"
     )
     rows, figures = [], []
-    ray.init(
-        address="local",
-        num_cpus=args.shards,
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        _node_ip_address="127.0.0.1",
-        _system_config={"worker_niceness": 0},
-        log_to_driver=False,
-    )
-    try:
+    with local_ray(args.shards):
         host = ray.remote(num_cpus=0)(Host)
         hosts = [
             host.remote(secret, n, args.shards, args.batches, args.top_k, args.entry_tokens)
@@ -160,8 +152,6 @@ def main() -> None:
                 }
             )
         fanout.close()
-    finally:
-        ray.shutdown()
     print(table(["queries", "sockets, ms", "actor calls, ms", "ratio"], rows))
     finish(args.json, facts, args, figures)
 

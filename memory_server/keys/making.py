@@ -88,8 +88,7 @@ def make_keys(
     for part in content.large_parts:
         block = _covering(part, by_segment)
         if block is None:
-            make = _stored_block if isinstance(keys_of["it"], KeysById) else _encoded_block
-            block = make(content, part, keys_of["it"], dtype, device, fits, advance)
+            block = _new_block(content, part, keys_of["it"], dtype, device, fits, advance)
             parts.append((block, 0, part.rows))
             encoded += part.rows
             continue
@@ -192,7 +191,7 @@ def _tail_kept(
     return np.flatnonzero(missing), kept
 
 
-def _encoded_block(
+def _new_block(
     content: ShardContent,
     part: Part,
     encoder: KeySource,
@@ -201,15 +200,17 @@ def _encoded_block(
     fits: Callable[[int], None],
     advance: Callable[[int], None],
 ) -> KeyBlock:
-    """Encode a whole part, its removed rows too: a later version may have them back."""
+    """The keys of a whole part.
+
+    Removed rows are encoded too: a later version may have them back. Stored keys may lack them, so
+    that a block of those has zeros there and is never shared.
+    """
     codes: KeyCodes | None = None
     checksum, largest = xxhash.xxh3_64(), 0.0
     step = _rows_at_once(encoder, device)
     for start in range(0, part.rows, step):
         stop = min(start + step, part.rows)
-        tokens_nS = part.segment.tokens[part.start + start : part.start + stop]
-        ids = part.segment.ids[part.start + start : part.start + stop]
-        keys_nQ = _checked(encoder, tokens_nS, ids, device)
+        keys_nQ = _keys_of_part(content, part, start, stop, encoder, device)
         if codes is None:
             fits(keys_nQ.shape[1])
             codes = KeyCodes.empty(part.rows, keys_nQ.shape[1], dtype, device)
@@ -219,38 +220,32 @@ def _encoded_block(
         largest = max(largest, _largest_norm(keys_nQ))
         advance(stop - start)
     assert codes is not None
+    shared = not isinstance(encoder, KeysById)
     return KeyBlock(
         codes=codes,
         largest_norm=largest,
         checksum=checksum.intdigest(),
-        origin=(part.ref.sha256, part.start, part.stop),
+        origin=(part.ref.sha256, part.start, part.stop) if shared else None,
     )
 
 
-def _stored_block(
+def _keys_of_part(
     content: ShardContent,
     part: Part,
+    start: int,
+    stop: int,
     encoder: KeySource,
-    dtype: KeyDtype,
     device: torch.device,
-    fits: Callable[[int], None],
-    advance: Callable[[int], None],
-) -> KeyBlock:
-    """The stored keys of a part's live rows: removed ones may have none, so it is never shared."""
-    assert isinstance(encoder, KeysById)
-    fits(encoder.key_width)
-    codes = KeyCodes.empty(part.rows, encoder.key_width, dtype, device)
-    checksum, largest = xxhash.xxh3_64(), 0.0
-    for start in range(part.offset, part.offset + part.rows, COPY_ROWS):
-        rows = np.arange(start, min(start + COPY_ROWS, part.offset + part.rows), dtype=np.int64)
-        live = content.is_live[rows]
-        keys_nQ = torch.zeros(len(rows), encoder.key_width, device=device)
-        keys_nQ[torch.from_numpy(live).to(device)] = encode(encoder, content, rows[live], device)
-        codes.put(start - part.offset, keys_nQ)
-        checksum.update(_bytes(keys_nQ))
-        largest = max(largest, _largest_norm(keys_nQ))
-        advance(len(rows))
-    return KeyBlock(codes=codes, largest_norm=largest, checksum=checksum.intdigest(), origin=None)
+) -> Tensor:
+    """Exact keys of rows [start, stop) of the part."""
+    if not isinstance(encoder, KeysById):
+        inside = slice(part.start + start, part.start + stop)
+        return _checked(encoder, part.segment.tokens[inside], part.segment.ids[inside], device)
+    rows = np.arange(part.offset + start, part.offset + stop, dtype=np.int64)
+    live = content.is_live[rows]
+    keys_nQ = torch.zeros(len(rows), encoder.key_width, device=device)
+    keys_nQ[torch.from_numpy(live).to(device)] = encode(encoder, content, rows[live], device)
+    return keys_nQ
 
 
 def _tail_block(keys_tQ: Tensor) -> KeyBlock:
@@ -289,6 +284,8 @@ def _checked(
 
 def _rows_at_once(encoder: KeySource | None, device: torch.device) -> int:
     """What the encoder likes best, if it says so."""
+    if isinstance(encoder, KeysById):
+        return COPY_ROWS
     rows: int = getattr(encoder, "best_rows", ENCODE_ROWS[device.type])
     return rows
 

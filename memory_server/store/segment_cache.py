@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from memory_server.errors import StoreDamaged
 from memory_server.store.files import TEMPORARY_PREFIX, Files
@@ -55,10 +56,10 @@ def fetched(
     aside = path.with_name(f"{TEMPORARY_PREFIX}{sha256[:16]}-{secrets.token_hex(6)}.arrow")
     digest, size = hashlib.sha256(), 0
 
-    def write(handle: object) -> None:
+    def write(handle: BinaryIO) -> None:
         nonlocal size
         for chunk in chunks():
-            handle.write(chunk)  # type: ignore[attr-defined]
+            handle.write(chunk)
             digest.update(chunk)
             size += len(chunk)
 

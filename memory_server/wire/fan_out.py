@@ -16,7 +16,8 @@ from memory_server.errors import MemoryClosed, ShardLost, UnknownEntry, UnknownE
 from memory_server.replies import ShardReply, as_retrieved, combine_replies
 from memory_server.waiting import in_order
 from memory_server.wire.endpoints import Endpoints, ResolveEndpoint
-from memory_server.wire.fan_out_call import ActorCall, Call, Links, Question, Task
+from memory_server.wire.fan_out_call import Call
+from memory_server.wire.fan_out_tasks import ActorCall, Links, Question, Task
 from memory_server.wire.frames import Kind, proof_of_reply, proof_of_request
 from memory_server.wire.hedging import HedgeAfter, HedgeDelay, ReplicaBook
 from memory_server.wire.messages import (

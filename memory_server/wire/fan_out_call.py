@@ -8,9 +8,7 @@ import hmac
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
 from memory_server.api import LostShardPolicy
@@ -24,20 +22,16 @@ from memory_server.errors import (
     ShardRestoring,
     UnknownEpoch,
 )
-from memory_server.wire.endpoints import Endpoints, Reach
+from memory_server.wire.endpoints import Reach
+from memory_server.wire.fan_out_tasks import Attempt, Links, Question, Task
 from memory_server.wire.frames import Kind, Preamble
-from memory_server.wire.hedging import HedgeDelay, ReplicaBook
 from memory_server.wire.messages import ERROR_TYPES, pack_group, unpack_error
 from memory_server.wire.search_client import Event, Lane
-from memory_server.wire.search_stats import Counters
-
-ActorCall = Callable[[int, int, str, dict[str, Any], float], Any]
-"""(shard, replica, method, arguments, timeout_s) to a reply, by way of the actor. Blocks."""
 
 LOOK_AGAIN_S = 0.002  # while an actor is asked, or a replica's place is being found out
 RETRY_PAUSE_S = 0.05
 GRACE_S = 0.2  # "degrade" gives a shard that was just lost so long to be found again
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.01, 0.5
+LONGEST_BACKOFF_S = 0.5
 REFUSALS_AT_MOST = 3
 RELAY_SHARE = 0.5  # of the time that is left; then its group is asked directly
 # Where every shard has replicas, a relay that is so much slower than 95 of 100 were is given up
@@ -45,69 +39,6 @@ RELAY_SHARE = 0.5  # of the time that is left; then its group is asked directly
 RELAY_PATIENCE = 3.0
 
 _numbers = itertools.count(1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Links:
-    """What all calls of a process share."""
-
-    shards: Sequence[int]  # by position: the numbers that the servers know
-    replicas: Sequence[int]
-    endpoints: Endpoints
-    book: ReplicaBook
-    delay: HedgeDelay
-    relay_delay: HedgeDelay
-    counters: Counters
-    actors: ThreadPoolExecutor
-    actor_call: ActorCall | None
-    proof: bytes
-    server_proof: bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked: by socket as `kind` and `body`, by actor as `method` and `arguments`."""
-
-    kind: Kind
-    body: bytes
-    decode: Callable[[bytes, int], Any]
-    method: str
-    arguments: Callable[[int | None, float], dict[str, Any]]
-
-
-@dataclass
-class _Attempt:
-    task: "Task"
-    shard: int
-    replica: int | None  # None: a relay
-    address: str
-    sent_at: float
-    hedge: bool = False
-    future: "Future[Any] | None" = None
-
-
-@dataclass(eq=False)
-class Task:
-    """What one shard is asked; or a group of them, by way of one of their servers."""
-
-    shards: tuple[int, ...]
-    epoch: int | None
-    relay: bool = False
-    attempts: dict[int, _Attempt] = field(default_factory=dict)
-    tried: set[int] = field(default_factory=set)  # replicas that turned this round down
-    retry_at: float = 0.0
-    hedge_at: float = float("inf")
-    relay_until: float = float("inf")
-    backoff_s: float = FIRST_BACKOFF_S
-    refusals: int = 0
-    reason: str = "it did not answer"
-    overloaded: Overloaded | None = None
-    reply: Any = None
-    missing: bool = False
-
-    @property
-    def open(self) -> bool:
-        return self.reply is None and not self.missing
 
 
 class Call:
@@ -127,7 +58,7 @@ class Call:
         self._question = question
         self._policy = policy
         self._deadline = deadline
-        self._attempts: dict[int, _Attempt] = {}
+        self._attempts: dict[int, Attempt] = {}
         self._tasks: list[Task] = []
 
     def ask(self, tasks: Iterable[Task]) -> list[Task]:
@@ -233,7 +164,7 @@ class Call:
         shard, number = task.shards[0], next(_numbers)
         left_s = max(0.0, self._deadline - now)
         wait_s = left_s if self._policy == "wait" else 0.0
-        attempt = _Attempt(task, shard, replica, reach.address, now, hedge)
+        attempt = Attempt(task, shard, replica, reach.address, now, hedge)
         self._attempts[number] = task.attempts[number] = attempt
         self._links.book.sent(shard, replica)
         self._links.counters.add(asked=1)
@@ -262,7 +193,7 @@ class Call:
         at = random.randrange(len(members))
         shard, address, number = task.shards[at], members[at][1], next(_numbers)
         left_s = RELAY_SHARE * (self._deadline - now)
-        attempt = _Attempt(task, shard, None, address, now)
+        attempt = Attempt(task, shard, None, address, now)
         self._attempts[number] = task.attempts[number] = attempt
         patience_s = left_s
         if all(self._links.replicas[shard] > 1 for shard in task.shards):
@@ -318,7 +249,7 @@ class Call:
             return
         self._answered(preamble.number, attempt, answer, now)
 
-    def _answered(self, number: int, attempt: _Attempt, answer: Any, now: float) -> None:
+    def _answered(self, number: int, attempt: Attempt, answer: Any, now: float) -> None:
         task, links = attempt.task, self._links
         self._forget(number)
         if attempt.replica is None:
@@ -341,7 +272,7 @@ class Call:
         for other in list(task.attempts):
             self._end(other, now)
 
-    def _failed(self, attempt: _Attempt, error: Exception, now: float) -> None:
+    def _failed(self, attempt: Attempt, error: Exception, now: float) -> None:
         """A replica answered with an error: another one may do better, or time, or nothing."""
         task = attempt.task
         assert attempt.replica is not None
@@ -391,7 +322,7 @@ class Call:
                 self._lose(number, attempt, reason, refused=True, now=now)
 
     def _lose(
-        self, number: int, attempt: _Attempt, reason: str, *, refused: bool, now: float
+        self, number: int, attempt: Attempt, reason: str, *, refused: bool, now: float
     ) -> None:
         self._forget(number)
         task = attempt.task

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from memory_server.errors import ShardLost
 from memory_server.replies import ShardReply, combine_replies
 from memory_server.wire.fan_out import SearchFanout
-from memory_server.wire.fan_out_call import Question
+from memory_server.wire.fan_out_tasks import Question
 from memory_server.wire.frames import Kind, Preamble
 from memory_server.wire.messages import unpack_hits, unpack_search
 
