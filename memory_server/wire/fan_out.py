@@ -20,15 +20,10 @@ from memory_server.wire.fan_out_call import Call
 from memory_server.wire.fan_out_tasks import ActorCall, Links, Question, Task
 from memory_server.wire.frames import Kind, proof_of_reply, proof_of_request
 from memory_server.wire.hedging import HedgeAfter, HedgeDelay, ReplicaBook
-from memory_server.wire.messages import (
-    SearchRequest,
-    pack_ids,
-    pack_search,
-    unpack_entries,
-    unpack_hits,
-)
+from memory_server.wire.messages import pack_ids, unpack_entries
 from memory_server.wire.queries import QUERY_TYPES, QueryType, as_it_arrives
 from memory_server.wire.search_client import Lane, Lanes
+from memory_server.wire.search_messages import SearchRequest, pack_search, unpack_hits
 from memory_server.wire.search_stats import Counters, FanoutStats, fanout_stats
 
 MAX_REQUEST_BYTES = 64 << 20  # what a search server accepts
@@ -210,7 +205,8 @@ class SearchFanout:
                     if task.reply is not None and task.reply.epoch != max(epochs):
                         task.reply, task.epoch = None, max(epochs)
         missing = self._checked(tasks, bool(replies))
-        self._counters.add(degraded=int(bool(missing)))
+        if missing:
+            self._counters.add(degraded=1)
         return replies, missing
 
     def entries(self, ids: Sequence[int], *, epoch: int | None = None) -> list[Entry]:

@@ -266,7 +266,8 @@ class Call:
             self._failed(attempt, answer, now)
             return
         links.delay.record(now - attempt.sent_at)
-        links.counters.add(hedges_won=int(attempt.hedge))
+        if attempt.hedge:
+            links.counters.add(hedges_won=1)
         if task.open:
             task.reply = answer
         for other in list(task.attempts):

@@ -76,6 +76,13 @@ class Connection:
                 return True
             self.established = True
 
+    def receive(self) -> tuple[bytes, ...] | None:
+        """A message that has arrived, or None."""
+        try:
+            return tuple(self.socket.recv_multipart(zmq.NOBLOCK))
+        except zmq.Again:
+            return None
+
     def close(self) -> None:
         self.socket.disable_monitor()
         self.monitor.close()  # otherwise whenever it is collected, and the context waits for that
@@ -107,7 +114,7 @@ class Lane:
             connection.socket.send_multipart(frames, zmq.NOBLOCK)
 
     def poll(self, timeout_s: float) -> list[Event]:
-        """Wait for something to happen, and say what; messages before losses."""
+        """Wait for something to happen, and say what; an address's messages before its loss."""
         ready = self._poller.poll(max(0, -int(-timeout_s * 1000 // 1)))
         events: list[Event] = []
         lost: dict[str, Connection] = {}
@@ -117,13 +124,12 @@ class Lane:
                 if connection.is_lost():
                     lost[connection.address] = connection
                 continue
-            while True:
-                try:
-                    frames = connection.socket.recv_multipart(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                events.append(Event(connection.address, "message", tuple(frames)))
+            # One message: if there are more, the next call finds the socket ready again.
+            if (frames := connection.receive()) is not None:
+                events.append(Event(connection.address, "message", frames))
         for address, connection in lost.items():
+            while (frames := connection.receive()) is not None:
+                events.append(Event(address, "message", frames))
             self.drop(address)
             events.append(Event(address, "lost", refused=not connection.established))
         return events

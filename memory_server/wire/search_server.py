@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Protocol
 
 from memory_server.api import Entry
@@ -19,14 +18,8 @@ from memory_server.errors import BadMessage, MemoryServerError, Overloaded, Shar
 from memory_server.replies import ShardReply
 from memory_server.wire.frames import MAX_FRAMES, Kind, Preamble, proof_of_reply, proof_of_request
 from memory_server.wire.joined_requests import Waiting
-from memory_server.wire.messages import (
-    pack_entries,
-    pack_error,
-    pack_hits,
-    unpack_group,
-    unpack_ids,
-    unpack_search,
-)
+from memory_server.wire.messages import pack_entries, pack_error, unpack_group, unpack_ids
+from memory_server.wire.search_messages import pack_hits, unpack_search
 from memory_server.wire.search_queue import RESTORING_PAUSE_S, Searchable, SearchQueue
 from memory_server.wire.search_relay import Relay
 from memory_server.wire.search_stats import Counters, Latencies, ServerStats
@@ -252,7 +245,7 @@ class SearchServer:
             waited_s = time.monotonic() - arrived
             if waited_s >= preamble.timeout_s:
                 raise TimeoutError(f"a search to be relayed waited {waited_s:.3f} s")
-            left = replace(preamble, timeout_s=preamble.timeout_s - waited_s)
+            left = preamble._replace(timeout_s=preamble.timeout_s - waited_s)
             reply = self._relay.ask(left, body, tuple(members))
             self._counters.add(relayed=1)
             self._reply(sender, preamble, Kind.HITS, pack_hits(reply))
