@@ -1,6 +1,7 @@
 """Ask all shards of a memory at once over sockets, and make their replies one answer."""
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,7 @@ class SearchFanout:
             name: the memory's, for messages.
             actor_call: (shard, replica, method, arguments, timeout_s) to the reply of "search" or
                 "entries", for replicas whose socket cannot be reached. Without it these are lost.
+                At most ACTOR_CALLS_AT_ONCE run at a time; more are as if a queue was full.
             policy: "wait" for lost shards until the deadline, or "degrade": answer without them.
             hedge_after: seconds until a second replica is asked the same; "p95": as long as 95 of
                 100 recent answers took.
@@ -103,6 +105,7 @@ class SearchFanout:
             relay_delay=HedgeDelay("p95"),
             counters=self._counters,
             actors=ThreadPoolExecutor(ACTOR_CALLS_AT_ONCE, thread_name_prefix="ask-actor"),
+            actor_slots=threading.Semaphore(ACTOR_CALLS_AT_ONCE),
             actor_call=actor_call,
             proof=proof_of_request(secret),
             server_proof=proof_of_reply(secret),

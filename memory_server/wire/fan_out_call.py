@@ -29,14 +29,17 @@ from memory_server.wire.messages import ERROR_TYPES, pack_group, unpack_error
 from memory_server.wire.search_client import Event, Lane
 
 LOOK_AGAIN_S = 0.002  # while an actor is asked, or a replica's place is being found out
+LOOK_AGAIN_SHARE = 0.1  # of the time that an actor took so far: many threads may wait for them
 RETRY_PAUSE_S = 0.05
 GRACE_S = 0.2  # "degrade" gives a shard that was just lost so long to be found again
 LONGEST_BACKOFF_S = 0.5
 REFUSALS_AT_MOST = 3
 RELAY_SHARE = 0.5  # of the time that is left; then its group is asked directly
-# Where every shard has replicas, a relay that is so much slower than 95 of 100 were is given up
-# sooner: its group's shards, asked directly, can be hedged.
+# A relay that is so much slower than 95 of 100 were is given up sooner. Its shards, asked
+# directly, can be hedged where they have replicas; where they have none, a slow one would only have
+# more to do, so that the relay must be slower than a busy shard is.
 RELAY_PATIENCE = 3.0
+ALONE_AT_LEAST_S = 1.0
 
 _numbers = itertools.count(1)
 
@@ -103,8 +106,10 @@ class Call:
             if task.open:
                 due = min(task.hedge_at, task.relay_until) if task.attempts else task.retry_at
                 next_at = min(next_at, due)
-        if any(attempt.future is not None for attempt in self._attempts.values()):
-            next_at = min(next_at, now + LOOK_AGAIN_S)
+        for attempt in self._attempts.values():
+            if attempt.future is not None:
+                pause_s = max(LOOK_AGAIN_S, LOOK_AGAIN_SHARE * (now - attempt.sent_at))
+                next_at = min(next_at, now + pause_s)
         if not any(task.open for task in self._tasks):
             return 0.0
         return max(0.0, next_at - time.monotonic())
@@ -169,15 +174,27 @@ class Call:
         self._links.book.sent(shard, replica)
         self._links.counters.add(asked=1)
         if reach.kind == "actor":
-            assert self._links.actor_call is not None
-            self._links.counters.add(actor_calls=1)
-            arguments = self._question.arguments(task.epoch, wait_s)
-            attempt.future = self._links.actors.submit(
-                self._links.actor_call, shard, replica, self._question.method, arguments, left_s
-            )
+            self._call_actor(number, attempt, wait_s, left_s, now)
             return
         preamble = self._preamble(self._question.kind, shard, number, task.epoch, left_s, wait_s)
         self._lane.send(reach.address, [preamble, self._question.body])
+
+    def _call_actor(
+        self, number: int, attempt: Attempt, wait_s: float, left_s: float, now: float
+    ) -> None:
+        links, replica = self._links, attempt.replica
+        assert links.actor_call is not None
+        assert replica is not None
+        if not links.actor_slots.acquire(blocking=False):
+            self._end(number, now)
+            self._failed(attempt, _too_many_by_actor(attempt.shard), now)
+            return
+        links.counters.add(actor_calls=1)
+        arguments = self._question.arguments(attempt.task.epoch, wait_s)
+        attempt.future = links.actors.submit(
+            links.actor_call, attempt.shard, replica, self._question.method, arguments, left_s
+        )
+        attempt.future.add_done_callback(lambda _: links.actor_slots.release())
 
     def _start_relay(self, task: Task, now: float) -> None:
         """Ask one server to ask the group; which one is drawn, so that all take their turn."""
@@ -195,10 +212,11 @@ class Call:
         left_s = RELAY_SHARE * (self._deadline - now)
         attempt = Attempt(task, shard, None, address, now)
         self._attempts[number] = task.attempts[number] = attempt
-        patience_s = left_s
-        if all(self._links.replicas[shard] > 1 for shard in task.shards):
-            patience_s = min(left_s, RELAY_PATIENCE * self._links.relay_delay.seconds)
-        task.relay_until = now + patience_s
+        hedged = all(self._links.replicas[shard] > 1 for shard in task.shards)
+        patience_s = max(
+            RELAY_PATIENCE * self._links.relay_delay.seconds, 0.0 if hedged else ALONE_AT_LEAST_S
+        )
+        task.relay_until = now + min(left_s, patience_s)
         self._links.counters.add(asked=1)
         wait_s = left_s if self._policy == "wait" else 0.0
         preamble = self._preamble(Kind.RELAY, shard, number, task.epoch, left_s, wait_s)
@@ -394,3 +412,11 @@ class Call:
             wait_s=wait_s,
             proof=self._links.proof,
         ).pack()
+
+
+def _too_many_by_actor(shard: int) -> Overloaded:
+    return Overloaded(
+        f"shard {shard} is overloaded: it is asked by way of its actor, and as many calls of this "
+        "process as may be are on their way; ask again later, or see to it that this process "
+        "reaches the sockets of the shards (`host`)"
+    )

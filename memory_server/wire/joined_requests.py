@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,7 +20,11 @@ NOTHING_EXCLUDED = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
-    """A search in a shard's queue; times are of `time.monotonic`."""
+    """A search in a shard's queue; times are of `time.monotonic`.
+
+    Attributes:
+        sender: whom to answer at the socket; or `future`, if it came another way.
+    """
 
     sender: bytes = field(repr=False)
     preamble: Preamble
@@ -27,6 +32,7 @@ class Waiting:
     arrived: float
     deadline: float
     patient_until: float
+    future: "Future[ShardReply] | None" = field(default=None, repr=False)
 
     @property
     def rows(self) -> int:

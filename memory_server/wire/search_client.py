@@ -7,6 +7,7 @@ mended in silence: it is reported, since its server may have moved.
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -115,6 +116,9 @@ class Lane:
 
     def poll(self, timeout_s: float) -> list[Event]:
         """Wait for something to happen, and say what; an address's messages before its loss."""
+        if not self._connections:  # ZeroMQ's poll returns at once from nothing
+            time.sleep(max(0.0, timeout_s))
+            return []
         ready = self._poller.poll(max(0, -int(-timeout_s * 1000 // 1)))
         events: list[Event] = []
         lost: dict[str, Connection] = {}

@@ -10,7 +10,7 @@ import hmac
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from memory_server.api import Entry
@@ -19,7 +19,7 @@ from memory_server.replies import ShardReply
 from memory_server.wire.frames import MAX_FRAMES, Kind, Preamble, proof_of_reply, proof_of_request
 from memory_server.wire.joined_requests import Waiting
 from memory_server.wire.messages import pack_entries, pack_error, unpack_group, unpack_ids
-from memory_server.wire.search_messages import pack_hits, unpack_search
+from memory_server.wire.search_messages import SearchRequest, pack_hits, unpack_search
 from memory_server.wire.search_queue import RESTORING_PAUSE_S, Searchable, SearchQueue
 from memory_server.wire.search_relay import Relay
 from memory_server.wire.search_stats import Counters, Latencies, ServerStats
@@ -103,6 +103,24 @@ class SearchServer:
         )
         self._thread.start()
         self._queue.start()
+
+    def ask(
+        self, request: SearchRequest, *, epoch: int | None, wait_s: float, timeout_s: float
+    ) -> ShardReply:
+        """A search of someone who cannot reach the socket: in the same queue, and joined. Blocks.
+
+        Raises:
+            Overloaded: the queue is full. TimeoutError. What the shard raised.
+        """
+        now = time.monotonic()
+        future: Future[ShardReply] = Future()
+        preamble = Preamble(Kind.SEARCH, self._shard.shard, 0, epoch, timeout_s, wait_s)
+        try:
+            self._enqueue(b"", preamble, request, now, future)
+        except Overloaded:
+            self._counters.add(overloaded=1)
+            raise
+        return future.result(timeout=timeout_s)
 
     def stats(self) -> ServerStats:
         """What was counted so far."""
@@ -188,7 +206,17 @@ class SearchServer:
     def _receive_search(
         self, sender: bytes, preamble: Preamble, body: bytes, arrived: float
     ) -> None:
-        request = unpack_search(body)
+        self._enqueue(sender, preamble, unpack_search(body), arrived)
+
+    def _enqueue(
+        self,
+        sender: bytes,
+        preamble: Preamble,
+        request: SearchRequest,
+        arrived: float,
+        future: "Future[ShardReply] | None" = None,
+    ) -> None:
+        """Raises Overloaded."""
         self._counters.add(requests=1, queries=len(request.queries))
         self._searching.set()
         self._queue.put(
@@ -199,6 +227,7 @@ class SearchServer:
                 arrived=arrived,
                 deadline=arrived + preamble.timeout_s,
                 patient_until=arrived + min(preamble.wait_s, preamble.timeout_s),
+                future=future,
             )
         )
 
@@ -269,15 +298,28 @@ class SearchServer:
     def _answer(self, waiting: Waiting, answer: ShardReply | Exception) -> None:
         """Called by the searching thread."""
         if isinstance(answer, Exception):
-            self._answer_error(waiting.sender, waiting.preamble, answer)
+            self._answer_error(waiting.sender, waiting.preamble, answer, waiting.future)
+            return
+        if waiting.future is not None:
+            self._latencies.record(time.monotonic() - waiting.arrived)
+            waiting.future.set_result(answer)
             return
         body = pack_hits(answer)
         self._latencies.record(time.monotonic() - waiting.arrived)
         self._reply(waiting.sender, waiting.preamble, Kind.HITS, body)
 
-    def _answer_error(self, sender: bytes, preamble: Preamble, error: Exception) -> None:
+    def _answer_error(
+        self,
+        sender: bytes,
+        preamble: Preamble,
+        error: Exception,
+        future: "Future[ShardReply] | None" = None,
+    ) -> None:
         kind = {Overloaded: "overloaded", TimeoutError: "expired"}.get(type(error), "failed")
         self._counters.add(**{kind: 1})
+        if future is not None:
+            future.set_exception(error)
+            return
         self._reply(sender, preamble, Kind.ERROR, pack_error(error))
 
     def _reply(self, sender: bytes, asked: Preamble, kind: Kind, body: bytes) -> None:
