@@ -17,8 +17,9 @@ from memory_server.store.store import Store
 from memory_server.wire.fan_out import SearchFanout
 from memory_server.wire.frames import Kind, Preamble, proof_of_reply
 from memory_server.wire.search_messages import pack_hits, unpack_search
-from memory_server.wire.search_server import SearchServer, ShardLike
+from memory_server.wire.search_server import SearchServer
 from memory_server.wire.shared_socket import SharedSocket
+from memory_server.wire.side_requests import ShardLike
 from tests.toy_memory import toy_factory, toy_weights
 
 SECRET = bytes(range(32))
