@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from model import PlugLMForMaskedLM, is_key_weight
 from model.query_norm import QueryBatchNorm
 from trainer.deepspeed_config import deepspeed_config
+from trainer.engine_counters import read_counters, set_counters
+from trainer.held_state import held_state
 from trainer.optim import lr_factor, make_optimizer
+from trainer.parameter_files import Written, load_buffers, read_parts, write_buffers, write_parts
 from trainer.settings import TrainSettings
 
 # A rank that waits for a refresh waits inside a collective; a dead rank is noticed by the driver,
 # which ends the others, so this bound need not be short.
 _COLLECTIVE_TIMEOUT = timedelta(hours=24)
-_TAG = "engine"
 
 
 def start_process_group(device: str, *, rank: int, world_size: int, init_method: str) -> None:
@@ -74,11 +76,20 @@ class TrainingEngine:
             dist_init_required=False,
         )
         self._unwrapped_grad_norm = torch.zeros(())
+        self._undo_first_update()
         for module in model.modules():
             if isinstance(module, QueryBatchNorm):
                 # DeepSpeed casts buffers with the weights; running statistics need float32.
                 module.running_mean = module.running_mean.float()
                 module.running_var = module.running_var.float()
+
+    def _undo_first_update(self) -> None:
+        """Stage 0 with narrow weights: DeepSpeed makes the moments by an update without gradient,
+        which decays the weights and counts as a step."""
+        refresh = getattr(self._engine.optimizer, "refresh_fp32_params", None)
+        if self.settings.runtime.zero_stage == 0 and refresh is not None:
+            self._engine.basic_optimizer.state.clear()
+            refresh()
 
     @property
     def model(self) -> PlugLMForMaskedLM:
@@ -158,29 +169,43 @@ class TrainingEngine:
         with deepspeed.zero.GatheredParameters([p for _, p in named], modifier_rank=None):
             return {name: _copy(p) for name, p in named}
 
-    def save(self, directory: Path) -> None:
-        """Write weights, optimizer and schedule below the directory; collective."""
-        self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
-
-    def saved_files(self, rank: int) -> list[str]:
-        """Patterns of what `save` writes for a rank, relative to its directory."""
-        stage = self.settings.runtime.zero_stage
-        files = [] if rank and stage < 3 else [f"{_TAG}/*mp_rank_00_model_states.pt"]
-        if stage == 3:
-            files = [f"{_TAG}/*zero_pp_rank_{rank}_mp_rank_00_model_states.pt"]
-        if stage > 0:
-            files.append(f"{_TAG}/*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
-        return files
-
-    def load(self, directory: Path) -> None:
-        """Read what `save` wrote with the same number of trainers and ZeRO stage; collective.
+    def save(self, directory: Path) -> Written:
+        """Write this rank's part of weights, moments and buffers; not collective.
 
         Raises:
-            FileNotFoundError: nothing is there.
+            OSError: the disk refused.
         """
-        found, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
-        if found is None:
-            raise FileNotFoundError(f"{directory} holds no DeepSpeed checkpoint")
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        written = write_parts(directory, held_state(self._engine), rank=rank, ranks=ranks)
+        if rank == 0:
+            # They are the same on every rank.
+            written.files.update(write_buffers(directory, self.model))
+        return written
+
+    def counters(self) -> dict[str, Any]:
+        """What `load` needs beside the files: steps, and the loss scale of fp16. Plain values."""
+        return read_counters(self._engine)
+
+    def load(self, directory: Path, counters: Mapping[str, Any]) -> None:
+        """Read what any number of trainers wrote under any ZeRO stage; collective.
+
+        Args:
+            directory: the checkpoint.
+            counters: as `counters` told them when it was written.
+
+        Raises:
+            CheckpointError: it is damaged, or of another model.
+        """
+        shapes = {
+            name: tuple(getattr(p, "ds_shape", p.shape))
+            for name, p in self.model.named_parameters()
+        }
+        held = held_state(self._engine)
+        steps = counters["global_steps"] - counters["skipped_steps"]
+        read_parts(directory, held, shapes, step=steps)
+        load_buffers(directory, self.model)
+        held.spread()
+        set_counters(self._engine, counters)
 
 
 def _copy(parameter: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ class _Run:
         self.job, self.rank, self.control, self.metrics = job, rank, control, metrics
         self.settings = settings
         self.step = start.step
-        torch.manual_seed(settings.run.seed * 1_000_003 + rank)
+        torch.manual_seed(_rng_seed(settings, rank, 0))
         model = build_model(
             PlugLMConfig.from_dict(job.model_config),
             seed=settings.run.seed,
@@ -134,8 +134,12 @@ class _Run:
         )
         self.engine = TrainingEngine(model, settings, job.device)
         if job.checkpoint is not None:
-            self.engine.load(job.checkpoint)
-            checkpoints.read_rng(job.checkpoint, rank)
+            self.engine.load(job.checkpoint, start.engine)
+            if start.trainers == settings.runtime.trainers:
+                checkpoints.read_rng(job.checkpoint, rank)
+            else:
+                # Ranks are others than they were: each has random numbers of its own from here.
+                torch.manual_seed(_rng_seed(settings, rank, start.step))
             if metrics is not None:
                 metrics.truncate_after(start.step)
         self.follower = MemoryFollower(
@@ -162,6 +166,7 @@ class _Run:
             follower=self.follower,
             record=self._record,
             saved_step=start.step if job.checkpoint is not None else -1,
+            corpus_fingerprint=start.corpus_fingerprint,
         )
         self.last_loss: Tensor | None = None
         self.memory_bytes = sum(job.memory.info().bytes.values())
@@ -365,6 +370,12 @@ class _Run:
     def _record(self, kind: str, step: int, **numbers: object) -> None:
         if self.metrics is not None:
             self.metrics.write(kind, step, **numbers)
+
+
+def _rng_seed(settings: TrainSettings, rank: int, step: int) -> int:
+    """Seed of a rank's dropout from a step on; other ranks and steps have others."""
+    place = settings.run.seed * 1_000_003 + rank
+    return place if step == 0 else int(rng.derive_key(place, step)[0]) % 2**63
 
 
 def _due(step: int, every: int) -> bool:

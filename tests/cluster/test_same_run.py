@@ -13,7 +13,7 @@ from cluster.checks import Start, find_start
 from cluster.config import config_from_mapping
 from cluster.errors import LaunchError
 from trainer import checkpoint as checkpoints
-from trainer.checkpoint import CheckpointState
+from trainer.checkpoint import CheckpointState, Written
 from trainer.data.cursor import Cursor
 from trainer.settings import ConfigError
 
@@ -32,9 +32,11 @@ def write_checkpoint(run_dir: Path) -> None:
         settings=tomllib.loads(config_from_mapping(TREE).to_toml()),
     )
     folder = checkpoints.begin(run_dir, 40)
-    for rank in range(2):
-        checkpoints.write_rng(folder, rank)
-    checkpoints.commit(run_dir, state, {"w": torch.zeros(1)}, keep=2)
+    written = [
+        Written(files=checkpoints.write_rng(folder, rank), parameters={}, moments=[])
+        for rank in range(2)
+    ]
+    checkpoints.commit(run_dir, state, {"w": torch.zeros(1)}, written, keep=2)
 
 
 def resumed(run_dir: Path, overrides: Sequence[str] = ()) -> Start:

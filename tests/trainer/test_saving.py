@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from tests.multiprocess.ranks import run_ranks
-from trainer.checkpoint import committed_checkpoints, read_state
+from trainer.checkpoint import Written, committed_checkpoints, read_state
 from trainer.data.cursor import Cursor
 from trainer.engine import TrainingEngine
 from trainer.errors import CheckpointError, TrainingError
@@ -26,6 +26,7 @@ from trainer.settings import (
     RuntimeSettings,
     TrainSettings,
 )
+from trainer.tensor_files import file_record
 
 LOSS = torch.tensor([2.5])
 CONFIG = {"optim": {"lr": 1e-3}, "run": {"dir": "somewhere"}}
@@ -39,17 +40,21 @@ class FakeEngine:
     weights_finite: bool = True
     gradient_was_finite: bool = True
     overflowed: bool = False
+    disk_full: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def weights_are_finite(self) -> bool:
         return self.weights_finite
 
-    def save(self, directory: Path) -> None:
-        (directory / "engine").mkdir(exist_ok=True)
-        (directory / "engine" / f"part-{self.rank}.pt").write_text("weights")
+    def save(self, directory: Path) -> Written:
+        if self.disk_full:
+            raise OSError(28, "No space left on device")
+        path = directory / f"state-{self.rank}.bin"
+        path.write_text("weights")
+        return Written(files={path.name: file_record(path)}, parameters={}, moments=[])
 
-    def saved_files(self, rank: int) -> list[str]:
-        return [f"engine/*part-{rank}.pt"]
+    def counters(self) -> dict[str, Any]:
+        return {"global_steps": 6, "skipped_steps": 1, "loss_scale": {}}
 
 
 class Harness:
@@ -107,6 +112,7 @@ def test_the_state_says_what_a_resumed_run_needs(tmp_path: Path) -> None:
     assert (state.step, state.cursor, state.content_version) == (6, Cursor(0, 48), "v3")
     assert (state.encoder_step, state.published_step) == (4, 4)
     assert state.settings == CONFIG
+    assert state.engine == {"global_steps": 6, "skipped_steps": 1, "loss_scale": {}}
     assert run.saver.saved_step == 6
     assert run.recorded == [("checkpoint", 6)]
 
@@ -155,7 +161,7 @@ def test_files_of_other_nodes_that_rank_0_does_not_see_are_asked_for(tmp_path: P
     """Two trainers, of which the second writes to a disk of its own."""
     with pytest.raises(CheckpointError) as caught:
         Harness(tmp_path, FakeEngine(), trainers=2).saver.save(6, Cursor(), LOSS)
-    for part in ("step 6", "rank 1 has written rng-00001", "run.dir", "all nodes share"):
+    for part in ("step 6", "rank 1 has written part-00001", "run.dir", "all nodes share"):
         assert part in str(caught.value)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
@@ -166,11 +172,10 @@ def _save_on(rank: int, home: Path) -> list[str]:
     for directory, engine in (
         (home / "diverged", FakeEngine(rank, weights_finite=rank == 0)),
         (home / f"own-{rank}", FakeEngine(rank)),
+        (home / "full", FakeEngine(rank, disk_full=rank == 1)),
         (home / "good", FakeEngine(rank)),
     ):
         directory.mkdir(exist_ok=True)
-        if rank == 1 and directory.name == "own-1":
-            (directory / "checkpoints" / ".writing-step-00000006").mkdir(parents=True)
         try:
             Harness(directory, engine, trainers=2).saver.save(6, Cursor(), LOSS)
             told.append("saved")
@@ -184,7 +189,12 @@ def test_all_ranks_agree_on_what_is_saved(tmp_path: Path) -> None:
     first, second = run_ranks(_save_on, 2, tmp_path)
     assert "not finite at step 6: weights" in first[0]
     assert first[0] == second[0]
+    # Rank 0's directory is not where rank 1 looks.
+    assert "rank 0 has made" in first[1]
     assert "all nodes share" in first[1]
-    assert "rank 0 says why" in second[1]
-    assert first[2] == second[2] == "saved"
+    assert "by rank 1" in first[2]
+    assert "No space left on device" in first[2]
+    assert list((tmp_path / "full" / "checkpoints").iterdir()) == []
+    assert first == second
+    assert first[3] == "saved"
     assert [p.name for p in (tmp_path / "good" / "checkpoints").iterdir()] == ["step-00000006"]
