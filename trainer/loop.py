@@ -55,6 +55,7 @@ class TrainJob:
         start: step, cursor and refresh state at the start.
         resolved_config: the settings as nested plain values, shown by wandb and kept in every
             checkpoint.
+        notes: what happened at the start, such as a damaged checkpoint; recorded as events.
     """
 
     settings: TrainSettings
@@ -70,6 +71,7 @@ class TrainJob:
     checkpoint: Path | None
     start: CheckpointState
     resolved_config: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +144,8 @@ class _Run:
                 torch.manual_seed(_rng_seed(settings, rank, start.step))
             if metrics is not None:
                 metrics.truncate_after(start.step)
+        for note in job.notes:
+            self._record("event", self.step, message=note)
         self.follower = MemoryFollower(
             job.memory,
             self.engine,
