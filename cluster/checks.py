@@ -134,13 +134,16 @@ def index_settings(config: PretrainConfig) -> IndexSettings:
     return settings
 
 
-def check_engine(config: PretrainConfig) -> None:
+def check_engine(config: PretrainConfig, *, on_gpu: bool) -> None:
     """Build what the engine will be given, so that nonsense is refused here.
 
+    Args:
+        on_gpu: whether trainers may run on GPUs.
+
     Raises:
-        ConfigError: the user's DeepSpeed JSON.
+        ConfigError: the user's DeepSpeed JSON, or settings that need a GPU where there is none.
     """
-    deepspeed_config(config, on_gpu=False)
+    deepspeed_config(config, on_gpu=on_gpu)
 
 
 def check_model(config: PretrainConfig, source: Source) -> PlugLMConfig:

@@ -107,11 +107,15 @@ def run_task(
     tell = say or to_stderr
     # The run has a progress line of its own.
     disable_progress_bar()
+    # Of a cluster that is joined later nothing is known yet.
+    on_gpu = config.runtime.device != "cpu"
     if config.cluster.address == "local":
         gpus = resources.local_gpus()
-        resources.check_gpus(config, resources.choose_device(config, gpus), gpus)
+        device = resources.choose_device(config, gpus)
+        resources.check_gpus(config, device, gpus)
+        on_gpu = device == "cuda"
     shape = checks.check_model(config, source)
-    checks.check_engine(config)
+    checks.check_engine(config, on_gpu=on_gpu)
     run_dir = Path(config.run.dir).resolve()
     start = find_start(
         config,

@@ -45,7 +45,7 @@ _MAY_CHANGE: dict[str, frozenset[str]] = {
             "audit_every_s",
         }
     ),
-    "optim": frozenset(),
+    "optim": frozenset({"fused", "max_skipped_steps"}),
     "runtime": frozenset(
         {
             "device",
@@ -54,6 +54,10 @@ _MAY_CHANGE: dict[str, frozenset[str]] = {
             "zero_stage",
             "micro_batch_size",
             "deepspeed_config",
+            "activation_checkpointing",
+            "offload_optimizer",
+            "offload_parameters",
+            "nvme_path",
         }
     ),
 }

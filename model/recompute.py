@@ -37,6 +37,7 @@ class AskedOnce:
 
     def __init__(self, lookup: Lookup) -> None:
         self._lookup = lookup
+        self.takes_any_query = bool(getattr(lookup, "takes_any_query", False))
         self._answer: RetrievedEntries | None = None
 
     def __call__(self, queries_BQ: Tensor) -> RetrievedEntries:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +16,13 @@ from torch import Tensor, nn
 from model import PlugLMForMaskedLM, is_key_weight
 from model.query_norm import QueryBatchNorm
 from trainer.deepspeed_config import deepspeed_config
-from trainer.engine_counters import read_counters, set_counters
+from trainer.distributed import sum_over_ranks
+from trainer.engine_counters import leave_step_out, read_counters, set_counters
 from trainer.held_state import held_state
+from trainer.lamb import Lamb
 from trainer.optim import lr_factor, make_optimizer
 from trainer.parameter_files import Written, load_buffers, read_parts, write_buffers, write_parts
-from trainer.settings import TrainSettings
+from trainer.settings import ConfigError, TrainSettings
 
 # A rank that waits for a refresh waits inside a collective; a dead rank is noticed by the driver,
 # which ends the others, so this bound need not be short.
@@ -64,8 +65,14 @@ class TrainingEngine:
         deepspeed = _deepspeed(device)
         self.settings = settings
         self.device = torch.device(device)
+        runtime = settings.runtime
+        _check_number_format(deepspeed, runtime.precision)
         nn.Module.to(model, self.device)
         model.share_statistics()
+        if runtime.activation_checkpointing:
+            model.activation_checkpointing_enable()
+        # What DeepSpeed does not wrap, and where it neither scales the loss nor tells the norm.
+        self._bare = runtime.zero_stage == 0 and runtime.precision == "fp32"
         optimizer = make_optimizer(model, settings.optim)
         factor = lr_factor(settings.optim)
         self._engine, *_ = deepspeed.initialize(
@@ -75,8 +82,13 @@ class TrainingEngine:
             config=deepspeed_config(settings, on_gpu=device == "cuda"),
             dist_init_required=False,
         )
-        self._unwrapped_grad_norm = torch.zeros(())
+        self._bare_norm = torch.zeros(())
+        self._scale_of_step = 1.0
         self._undo_first_update()
+        if isinstance(optimizer, Lamb):
+            sliced = runtime.zero_stage > 0
+            layouts = held_state(self._engine).layouts()
+            optimizer.set_layouts(layouts, sum_over_ranks if sliced else None)
         for module in model.modules():
             if isinstance(module, QueryBatchNorm):
                 # DeepSpeed casts buffers with the weights; running statistics need float32.
@@ -106,19 +118,20 @@ class TrainingEngine:
     def grad_norm(self) -> float:
         """Norm of the last step's gradient, over ranks, before clipping; waits for the device."""
         known = self._engine.get_global_grad_norm()
-        return float(self._unwrapped_grad_norm if known is None else known)
+        return float(self._bare_norm if known is None else known) / self._scale_of_step
 
     @property
-    def overflowed(self) -> bool:
-        """Whether the last step was left out because fp16 could not hold its gradient."""
-        fp16 = self.settings.runtime.precision == "fp16"
-        return fp16 and not self._engine.was_step_applied()
+    def step_applied(self) -> bool:
+        """Whether the last step changed the weights, the same on all ranks.
+
+        A step whose gradient is not finite is left out, under every stage and number format.
+        """
+        return bool(self._engine.was_step_applied())
 
     @property
-    def gradient_was_finite(self) -> bool:
-        """Whether the last step's gradient was finite; waits for the device."""
-        # ZeRO leaves out a step of such a gradient in any number format, and may not tell its norm.
-        return bool(self._engine.was_step_applied()) and math.isfinite(self.grad_norm)
+    def scales_loss(self) -> bool:
+        """Whether a step may be left out only because fp16 could not hold its gradient."""
+        return self.settings.runtime.precision == "fp16"
 
     def weights_are_finite(self) -> bool:
         """Whether this rank's part of the weights is finite; not collective, waits."""
@@ -127,20 +140,36 @@ class TrainingEngine:
         return bool(torch.stack([torch.isfinite(part).all() for part in parts]).all())
 
     def forward_backward(self, **inputs: Any) -> Any:
-        """One micro-batch: forward pass and backward pass; returns the model's output."""
+        """One micro-batch: forward pass and backward pass; returns the model's output.
+
+        A loss that is not finite makes the whole gradient so, and with it every rank's.
+        """
         output = self._engine(**inputs)
-        self._engine.backward(output.loss)
+        finite = torch.isfinite(output.loss.detach())
+        loss = output.loss * torch.where(finite, 1.0, torch.nan).to(output.loss.dtype)
+        if self._unscaled:
+            loss = loss.float() * self._engine.optimizer.loss_scale
+        self._engine.backward(loss)
         return output
 
     def step(self) -> None:
         """After every micro-batch: reduces; at the accumulation boundary updates the weights."""
-        runtime = self.settings.runtime
-        unwrapped = runtime.zero_stage == 0 and runtime.precision == "fp32"
-        if unwrapped and self._engine.is_gradient_accumulation_boundary():
+        boundary = self._engine.is_gradient_accumulation_boundary()
+        if boundary and self._unscaled:
+            self._scale_of_step = float(self._engine.optimizer.loss_scale)
+        if boundary and self._bare:
             # Here DeepSpeed clips, but does not tell the norm. The gradients are reduced by now.
             grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-            self._unwrapped_grad_norm = torch.nn.utils.get_total_norm(grads)
+            self._bare_norm = torch.nn.utils.get_total_norm(grads)
+            if not bool(torch.isfinite(self._bare_norm)):
+                leave_step_out(self._engine)
+                return
         self._engine.step()
+
+    @property
+    def _unscaled(self) -> bool:
+        """Stage 0 with fp16: DeepSpeed divides gradients by a scale that it left out before."""
+        return self.scales_loss and self.settings.runtime.zero_stage == 0
 
     def train(self, mode: bool = True) -> None:
         """Switch between training and evaluation mode."""
@@ -206,6 +235,19 @@ class TrainingEngine:
         load_buffers(directory, self.model)
         held.spread()
         set_counters(self._engine, counters)
+
+
+def _check_number_format(deepspeed: Any, precision: str) -> None:
+    accelerator = deepspeed.accelerator.get_accelerator()
+    for name, supported in (
+        ("fp16", accelerator.is_fp16_supported),
+        ("bf16", accelerator.is_bf16_supported),
+    ):
+        if precision == name and not supported():
+            raise ConfigError(
+                f'runtime.precision = "{name}": the {accelerator.device_name()} of this machine '
+                'cannot compute in it; "fp32" works everywhere'
+            )
 
 
 def _copy(parameter: Tensor) -> Tensor:

@@ -41,6 +41,16 @@ def set_counters(engine: Any, counters: Mapping[str, Any]) -> None:
             setattr(scaler, name, type(known)(value))
 
 
+def leave_step_out(engine: Any) -> None:
+    """What DeepSpeed's wrappers do with a step that is not finite, where nothing is wrapped."""
+    engine.zero_grad()
+    engine.micro_steps += 1
+    engine.global_steps += 1
+    engine.skipped_steps += 1
+    engine.global_samples += engine.train_batch_size()
+    engine._step_applied = False
+
+
 def _scaler(engine: Any) -> Any:
     """What holds the loss scale; None where there is none."""
     wrapper = engine.optimizer

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.lamb import Layout, Span
+
 WEIGHT = "weight"
 
 
@@ -72,6 +74,13 @@ class HeldState(ABC):
     @abstractmethod
     def _stores(self) -> Iterator[Tensor]:
         """The tensors that the optimizer keeps its state by, as they are on this rank."""
+
+    def layouts(self) -> dict[int, Layout]:
+        """What each of the optimizer's tensors is made of, by the tensor's id.
+
+        Empty where each is one whole parameter.
+        """
+        return {}
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -183,6 +192,19 @@ class _SliceOfAll(HeldState):
     def spread(self) -> None:
         self._engine.optimizer.update_lp_params()
 
+    def layouts(self) -> dict[int, Layout]:
+        wrapper = self._engine.optimizer
+        groups = getattr(wrapper, "bit16_groups", None) or wrapper.bf16_groups
+        found = {}
+        for store, group in zip(self._slices, groups, strict=True):
+            spans = []
+            for which, parameter in enumerate(group):
+                if parameter._hp_mapping is not None:
+                    place = parameter._hp_mapping.hp_fragment_address
+                    spans.append(Span(start=place.start, numel=place.numel, which=which))
+            found[id(store)] = Layout(spans=tuple(spans), parameters=len(group))
+        return found
+
     def _stores(self) -> Iterator[Tensor]:
         yield from self._slices
 
@@ -211,9 +233,8 @@ class _SliceOfEach(HeldState):
         parts = []
         for name, parameter in _named(self._model):
             padded = parameter.partition_numel()
-            start = padded * self._engine.optimizer._get_param_partition_rank(parameter)
-            numel = min(padded, parameter.ds_numel - start)
-            if numel <= 0:
+            start, numel = self._place(parameter)
+            if not numel:
                 continue
             parts.append(
                 Part(
@@ -251,6 +272,26 @@ class _SliceOfEach(HeldState):
             self._make(store, names, step)
             if swapped:
                 wrapper._optimizer_states_and_gradient_swap_out(number)
+
+    def layouts(self) -> dict[int, Layout]:
+        wrapper = self._engine.optimizer
+        found = {}
+        stores = wrapper.fp32_partitioned_groups_flat
+        for store, group in zip(stores, wrapper.fp16_groups, strict=True):
+            spans, before = [], 0
+            for which, parameter in enumerate(group):
+                _, numel = self._place(parameter)
+                if numel:
+                    spans.append(Span(start=before, numel=numel, which=which))
+                before += parameter.partition_numel()
+            found[id(store)] = Layout(spans=tuple(spans), parameters=len(group))
+        return found
+
+    def _place(self, parameter: Any) -> tuple[int, int]:
+        """(where this rank's slice of a parameter begins, its elements without padding)."""
+        padded = parameter.partition_numel()
+        start = padded * self._engine.optimizer._get_param_partition_rank(parameter)
+        return start, max(0, min(padded, parameter.ds_numel - start))
 
     def _stores(self) -> Iterator[Tensor]:
         yield from self._engine.optimizer.fp32_partitioned_groups_flat

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from trainer import checkpoint as checkpoints
 from trainer.checkpoint import CheckpointState
@@ -56,21 +55,20 @@ class CheckpointSaver:
         self._corpus_fingerprint = corpus_fingerprint
         self.saved_step = saved_step
 
-    def save(self, step: int, cursor: Cursor, last_loss: Tensor | None) -> None:
+    def save(self, step: int, cursor: Cursor) -> None:
         """Write and commit the checkpoint of a step; collective.
 
         Args:
             step: optimizer steps done.
             cursor: place in the data.
-            last_loss: this rank's loss in the last step; None: this run has done none yet.
 
         Raises:
-            TrainingError: training has diverged: such weights are not kept.
+            TrainingError: the weights are not finite: such ones are not kept.
             CheckpointError: the disk refused, or ranks write to different ones; what was committed
                 before is untouched.
         """
         started = time.perf_counter()
-        self._check_finite(step, last_loss)
+        self._check_finite(step)
         temporary = checkpoints.temporary_path(self._run_dir, step)
         self._together(step, lambda: self._lead(lambda: checkpoints.begin(self._run_dir, step)))
         self._together(step, lambda: self._write(temporary))
@@ -112,22 +110,14 @@ class CheckpointSaver:
         keep = self._settings.checkpoint.keep
         checkpoints.commit(self._run_dir, state, follower.live_weights, written, keep=keep)
 
-    def _check_finite(self, step: int, last_loss: Tensor | None) -> None:
+    def _check_finite(self, step: int) -> None:
         """Refuse weights that nobody can go on from, on every rank together; collective."""
-        engine = self._engine
-        broken = {"weights": not engine.weights_are_finite()}
-        # fp16 leaves out a step whose gradient overflows, and lowers its scale.
-        if last_loss is not None and not engine.overflowed:
-            broken["loss"] = not bool(torch.isfinite(last_loss).all())
-            broken["gradient"] = not engine.gradient_was_finite
-        names = ("loss", "gradient", "weights")
-        flags = torch.tensor([float(broken.get(name, False)) for name in names])
-        counts = sum_over_ranks(flags.to(engine.device)).tolist()
-        found = [name for name, count in zip(names, counts, strict=True) if count]
-        if found:
+        broken = torch.tensor(float(not self._engine.weights_are_finite()))
+        if sum_over_ranks(broken.to(self._engine.device)):
             raise TrainingError(
-                f"not finite at step {step}: {', '.join(found)}; training has diverged, so this "
-                f"step is not saved; {self._kept()}: lower optim.lr and resume with --resume"
+                f"not finite at step {step}: weights; training has diverged, so this step is not "
+                f"saved; {self._kept()}: resume from it with --resume, or start another run with a "
+                "lower optim.lr"
             )
 
     def _lead(self, write: Callable[[], object]) -> None:

@@ -27,6 +27,7 @@ from trainer.settings import (
 
 RANKS, BATCH, VOCAB, ENTRIES, K = 2, 8, 60, 30, 3
 MOST_STEPS = 20
+_OPTIM = ("optimizer", "lr", "fused", "grad_clip")
 Numbers = dict[str, Any]
 
 
@@ -45,7 +46,7 @@ def train_settings(
     """Weights above ZeRO-3's threshold for partitioning; gradients above the clipping norm."""
     optim: dict[str, Any] = {"batch_size": BATCH, "steps": steps, "lr": 3e-3, "grad_clip": 0.5}
     model = {"query_norm": changes.pop("query_norm", "batch")}
-    optim |= {name: changes.pop(name) for name in ("optimizer", "lr") if name in changes}
+    optim |= {name: changes.pop(name) for name in _OPTIM if name in changes}
     return TrainSettings(
         data=DataSettings(corpus="none"),
         model=ModelSettings(
@@ -91,11 +92,20 @@ def global_batches() -> list[Numbers]:
     return batches
 
 
-def part_of(batch: Numbers, rows: slice) -> Numbers:
-    """A part of a batch as the model's arguments; the entries found do not hang on the queries."""
+def part_of(batch: Numbers, rows: slice, searches: list[int] | None = None) -> Numbers:
+    """A part of a batch as the model's arguments; the entries found do not hang on the queries.
+
+    Each search is noted in `searches`.
+    """
     found = Found(batch["entry"][rows], batch["tokens"][rows], batch["entry"][rows])
     ids, labels = batch["ids"][rows], batch["labels"][rows]
-    return {"input_ids": ids, "labels": labels, "lookup": lambda _: found}
+
+    def lookup(queries_BQ: Tensor) -> Found:
+        if searches is not None:
+            searches.append(len(queries_BQ))
+        return found
+
+    return {"input_ids": ids, "labels": labels, "lookup": lookup}
 
 
 def plain_losses(settings: TrainSettings) -> tuple[list[float], list[float], PlugLMForMaskedLM]:
@@ -117,7 +127,11 @@ def plain_losses(settings: TrainSettings) -> tuple[list[float], list[float], Plu
 
 
 def engine_losses(
-    engine: TrainingEngine, rank: int, steps: range, numbers: Numbers | None = None
+    engine: TrainingEngine,
+    rank: int,
+    steps: range,
+    numbers: Numbers | None = None,
+    searches: list[int] | None = None,
 ) -> list[float]:
     """Train as the loop does; the losses are those of the global batch."""
     settings = engine.settings
@@ -131,7 +145,7 @@ def engine_losses(
         denominator = masks / (passes * settings.runtime.trainers)
         total = torch.zeros(())
         for start in range(rank * share, (rank + 1) * share, micro):
-            inputs = part_of(batch, slice(start, start + micro))
+            inputs = part_of(batch, slice(start, start + micro), searches)
             output = engine.forward_backward(**inputs, loss_denominator=denominator)
             engine.step()
             total += output.mlm_loss.detach().float() * denominator

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from memory_server.local import LocalMemory
-from model import KeyEncoderFactory
+from model import KeyEncoderFactory, PlugLMForMaskedLM
 from trainer.build import build_model, model_config
 from trainer.checkpoint import (
     CheckpointState,
@@ -42,7 +44,7 @@ from trainer.world.store import build_world_store
 from trainer.world.task import WorldStream, WorldTask, worlds_needed
 from trainer.world.tokenizer import PAD, VOCABULARY, save_world_tokenizer
 
-STEPS, EVERY, FACTS = 10, 4, 24
+STEPS, EVERY, FACTS, KEY_SIZE = 10, 4, 24, 8
 Lines = list[dict[str, Any]]
 
 
@@ -129,14 +131,20 @@ class Place:
                 max_positions=8,
                 dropout=dropout,
                 memory_ffn_size=32,
-                key_size=8,
+                key_size=KEY_SIZE,
             ),
             memory=MemorySettings(
                 top_k=3,
                 refresh=refresh,  # type: ignore[arg-type]
                 refresh_every_steps=EVERY,
             ),
-            optim=OptimSettings(steps=STEPS, batch_size=8, lr=lr, retrieval_warmup_steps=warmup),
+            optim=OptimSettings(
+                steps=STEPS,
+                batch_size=8,
+                lr=lr,
+                retrieval_warmup_steps=warmup,
+                max_skipped_steps=3,
+            ),
             runtime=RuntimeSettings(
                 trainers=trainers,
                 zero_stage=zero_stage,
@@ -194,16 +202,58 @@ class Place:
 
     def run(self, settings: TrainSettings, rank: int = 0, **options: Any) -> TrainOutcome:
         stop_after = options.pop("stop_after", None)
+        faults = options.pop("faults", ())
         job = self.job(settings, **options)
-        try:
-            return run_rank(job, rank, Control() if stop_after is None else StopAfter(stop_after))
-        finally:
-            job.memory.close()
+        with injected(faults, rank, job.start.step, settings.accumulation_steps):
+            try:
+                return run_rank(job, rank, StopAfter(stop_after) if stop_after else Control())
+            finally:
+                job.memory.close()
 
-    def run_in_a_fork(self, settings: TrainSettings, **options: Any) -> TrainOutcome:
+    def run_in_a_fork(self, settings: TrainSettings, rank: int = 0, **options: Any) -> TrainOutcome:
         """`run` in a process of its own, as DeepSpeed wants it, which need not import it again."""
         with multiprocessing.get_context("fork").Pool(1) as pool:
-            return pool.apply(self.run, (settings,), options)
+            return pool.apply(self.run, (settings, rank), options)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is not finite on one rank in one step: its "loss", "query" or "gradient"."""
+
+    rank: int
+    step: int
+    what: str
+
+
+@contextmanager
+def injected(faults: Sequence[Fault], rank: int, steps_done: int, passes: int) -> Iterator[None]:
+    """Spoil this rank's passes, as a bad batch or a flipped bit would."""
+    calls = 0
+
+    def due(what: str, step: int) -> bool:
+        return Fault(rank, step, what) in faults
+
+    def hook(module: nn.Module, _: Any, output: Any) -> Any:
+        nonlocal calls
+        if not module.training or not faults:
+            return None
+        step = steps_done + calls // passes + 1
+        if isinstance(module, nn.LayerNorm) and module.normalized_shape == (KEY_SIZE,):
+            return output * torch.nan if due("query", step) else None
+        if not isinstance(module, PlugLMForMaskedLM):
+            return None
+        calls += 1
+        if due("loss", step):
+            output["loss"] = output.loss * torch.inf
+        if due("gradient", step):
+            output.loss.register_hook(lambda gradient: gradient * torch.inf)
+        return output
+
+    handle = nn.modules.module.register_module_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class StopAfter(Control):

@@ -73,7 +73,7 @@ def one_case(rank: int, stage: int, passes: int, folder: Path) -> Numbers:
     losses = engine_losses(engine, rank, range(STEPS // 2), results)
     saved = folder / f"{stage}-{passes}"
     counters = save_engine(engine, saved, rank)
-    results["finite"] = (engine.weights_are_finite(), engine.gradient_was_finite)
+    results["finite"] = (engine.weights_are_finite(), engine.step_applied)
     losses += engine_losses(engine, rank, range(STEPS // 2, STEPS), results)
     results |= {
         "losses": losses,
@@ -96,7 +96,7 @@ def one_case(rank: int, stage: int, passes: int, folder: Path) -> Numbers:
     for parameter in resumed.model.head.dense.parameters():
         getattr(parameter, "ds_tensor", parameter).data.fill_(float("nan"))
     engine_losses(resumed, rank, range(1))
-    results["finite when diverged"] = (resumed.weights_are_finite(), resumed.gradient_was_finite)
+    results["finite when diverged"] = (resumed.weights_are_finite(), resumed.step_applied)
     return results
 
 
