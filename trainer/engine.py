@@ -18,7 +18,7 @@ from model.query_norm import QueryBatchNorm
 from trainer.deepspeed_config import deepspeed_config
 from trainer.distributed import sum_over_ranks
 from trainer.engine_counters import leave_step_out, read_counters, set_counters
-from trainer.held_state import held_state
+from trainer.held_layouts import held_state
 from trainer.lamb import Lamb
 from trainer.optim import lr_factor, make_optimizer
 from trainer.parameter_files import Written, load_buffers, read_parts, write_buffers, write_parts

@@ -40,10 +40,13 @@ class Case:
     then_passes: int = 1
     precision: str = "fp32"
     norm: str = "batch"
+    optimizer: str = "adamw"
+    offload: str = "none"  # before; what goes on has everything beside the weights
 
     @property
     def folder(self) -> str:
-        return f"{self.precision}-{self.norm}-{self.ranks}x{self.stage}"
+        kind = f"{self.precision}-{self.norm}-{self.optimizer}-{self.offload}"
+        return f"{kind}-{self.ranks}x{self.stage}"
 
     def settings(self, *, then: bool) -> TrainSettings:
         return train_settings(
@@ -53,6 +56,8 @@ class Case:
             steps=STEPS,
             precision=self.precision,
             query_norm=self.norm,
+            optimizer=self.optimizer,
+            offload_optimizer="none" if then else self.offload,
         )
 
     def __str__(self) -> str:
@@ -74,6 +79,11 @@ CASES = [
     Case(4, 0, 1, 3),
     Case(2, 2, 1, 0, precision="bf16"),
     Case(2, 3, 4, 1, precision="bf16"),
+    Case(2, 2, 2, 1, precision="fp16"),
+    Case(2, 2, 1, 3, optimizer="lamb"),
+    Case(2, 3, 2, 0, optimizer="lamb"),
+    Case(2, 2, 1, 2, offload="cpu"),
+    Case(2, 3, 2, 1, offload="cpu"),
 ]
 
 
@@ -195,11 +205,20 @@ def test_steps_are_counted_on_and_statistics_are_equal_on_all_ranks(
             assert torch.equal(own["buffers"][name], value), name
 
 
+def test_the_loss_scale_is_carried_on(outcome: Outcome) -> None:
+    case = next(case for case in CASES if case.precision == "fp16")
+    before = outcome.before[case.folder][0]["counters"]["loss_scale"]
+    after = outcome.after[str(case)][0]["counters"]["loss_scale"]
+    assert before["cur_iter"] == SAVED_AT
+    assert after["cur_iter"] == STEPS
+    assert after["cur_scale"] == before["cur_scale"] > 1
+
+
 def test_the_uninterrupted_run_is_that_of_plain_torch(outcome: Outcome) -> None:
     """Or all of them could be wrong together."""
     plain, _, _ = plain_losses(train_settings(0, 1, steps=STEPS))
     for case in CASES:
-        if (case.precision, case.norm) == ("fp32", "batch"):
+        if (case.precision, case.norm, case.optimizer) == ("fp32", "batch", "adamw"):
             given = outcome.before[case.folder][0]["losses"]
             assert given == pytest.approx(plain, abs=2e-5), str(case)
 
