@@ -102,8 +102,9 @@ class HeldState(ABC):
     def _make(self, store: Tensor, names: Sequence[str], step: int) -> None:
         state = self._optimizer.state[store]
         state.clear()
-        # As torch's optimizers make it: a float32 beside the weights.
-        state["step"] = torch.tensor(float(step), device=store.device)
+        # As torch's optimizers make it: beside the weights, but for plain AdamW, which counts here.
+        plain = self._optimizer.defaults.get("fused") is False
+        state["step"] = torch.tensor(float(step), device="cpu" if plain else store.device)
         for name in names:
             state[name] = torch.zeros_like(store, requires_grad=False)
 
