@@ -21,7 +21,9 @@ from trainer.settings import ConfigError
 TREE = {"data": {"corpus": "/corpora/a"}, "optim": {"steps": 100}}
 
 
-def write_checkpoint(run_dir: Path, step: int = 40, *, keep: int = 2) -> Path:
+def write_checkpoint(
+    run_dir: Path, step: int = 40, *, keep: int = 2, given: Sequence[str] = ()
+) -> Path:
     state = CheckpointState(
         step=step,
         cursor=Cursor(0, 7),
@@ -31,7 +33,7 @@ def write_checkpoint(run_dir: Path, step: int = 40, *, keep: int = 2) -> Path:
         encoder_step=20,
         published_step=20,
         corpus_fingerprint="corpus-a",
-        settings=tomllib.loads(config_from_mapping(TREE).to_toml()),
+        settings=tomllib.loads(config_from_mapping(TREE, given).to_toml()),
     )
     folder = checkpoints.begin(run_dir, step)
     written = [
@@ -138,6 +140,21 @@ def test_other_trainers_are_welcome_and_what_that_changes_is_said(tmp_path: Path
     told = resumed(tmp_path, ["runtime.trainers=4", "runtime.zero_stage=3"]).notes
     (note,) = told
     assert note.startswith("saved by 2 trainers (ZeRO-2), going on with 4 (ZeRO-3)")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["optim.retrieval_warmup_steps=60"], "negatives are now 8 sequences and were 32"),
+        (["model.query_norm=batch"], "statistics are now those of 16 sequences and were of 64"),
+    ],
+)
+def test_a_pass_of_another_size_is_said_where_it_changes_what_is_learned(
+    tmp_path: Path, given: list[str], said: str
+) -> None:
+    write_checkpoint(tmp_path, given=given)
+    (note,) = resumed(tmp_path, [*given, "runtime.micro_batch_size=8"]).notes
+    assert said in note
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_by_accident(tmp_path: Path) -> None:
