@@ -25,8 +25,13 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def run(tiny_run: TinyRun, tmp_path: Path) -> Path:
-    """A run with two checkpoints, as its trainers would have written them."""
-    run = tmp_path / "run"
+    """A run with two checkpoints."""
+    corpus = corpus_fingerprint(load_corpus_info(tiny_run.corpus))
+    return make_run(tiny_run, tmp_path / "run", corpus)
+
+
+def make_run(tiny_run: TinyRun, run: Path, fingerprint: str) -> Path:
+    """Write what its trainers would have written."""
     run.mkdir()
     shutil.copy(tiny_run.run / "config.toml", run / "config.toml")
     for step in (10, 20):
@@ -38,7 +43,7 @@ def run(tiny_run: TinyRun, tmp_path: Path) -> Path:
             content_version=Store.open(tiny_run.store).head(),
             encoder_step=step,
             published_step=step,
-            corpus_fingerprint=corpus_fingerprint(load_corpus_info(tiny_run.corpus)),
+            corpus_fingerprint=fingerprint,
             settings=tomllib.loads(load_config(run / "config.toml").to_toml()),
         )
         folder = checkpoints.begin(run, step)
@@ -105,6 +110,23 @@ def test_a_corpus_or_a_content_that_is_not_there_is_told(
     code, out = verified(run, capsys)
     assert code == 1
     assert "nowhere" in out
+
+
+def test_the_synthetic_world_has_its_memory_in_the_run(
+    tiny_run: TinyRun, tmp_path: Path, capsys: Capture
+) -> None:
+    """It reads no corpus."""
+    run = make_run(tiny_run, tmp_path / "synthetic", "")
+    config = load_config(run / "config.toml", [f"data.corpus={tmp_path / 'nowhere'}"])
+    (run / "config.toml").write_text(config.to_toml())
+    (run / "world").mkdir()
+    shutil.copytree(tiny_run.store, run / "world" / "memory")
+    assert verified(run, capsys) == (
+        0,
+        "step-00000020: whole; its settings, corpus and memory are there\n",
+    )
+    shutil.rmtree(run / "world" / "memory" / "manifests")
+    assert verified(run, capsys)[0] == 1
 
 
 def test_the_list_names_what_can_be_resumed(run: Path, capsys: Capture) -> None:
