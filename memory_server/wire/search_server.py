@@ -158,7 +158,7 @@ class SearchServer:
             if since is not None or self._queue.counts().length:
                 self._searching.set()
             if since is not None and time.monotonic() - since >= STAND_IN_AFTER_S:
-                self._socket.wait(STAND_IN_AFTER_S)
+                self._socket.stand_in(STAND_IN_AFTER_S)
 
     def _receive(self, frames: list[bytes]) -> None:
         arrived = time.monotonic()
