@@ -4,12 +4,14 @@
 #
 # PYTHON=python3.12     which Python makes the environment (3.11 or newer)
 # EXTRA=cpu|gpu         which packages; by default gpu where nvidia-smi answers
+# TEST_PROCESSES=1      how many processes share the tests out; 2 unless given
 # TORCH_INDEX=URL       index to take PyTorch from, such as the one of its CPU-only builds
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 EXTRA := $(or $(EXTRA),$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu))
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -49,7 +51,7 @@ quickstart: $(STAMP)
 	$(BIN)/pluglm quickstart
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -53,6 +53,7 @@ setup(
             "onnxruntime",
             "onnxscript",
             "pytest",
+            "pytest-xdist",
             "ruff",
         ],
     },

@@ -33,6 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="takes minutes: run with --long"))
+    _share_out(items)
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not on_gpu:
         return
@@ -41,6 +42,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not torch.cuda.is_available():
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def _share_out(items: list[pytest.Item]) -> None:
+    """How `--dist loadgroup` shares tests out among processes.
+
+    A file's tests stay together, for what they set up together. All that start Ray are one group,
+    and the first: two Rays at once would crowd a small machine.
+    """
+    for item in items:
+        starts_ray = item.get_closest_marker("integration") is not None
+        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else str(item.path)))
+    items.sort(key=lambda item: item.get_closest_marker("integration") is None)
 
 
 @pytest.fixture(autouse=True)

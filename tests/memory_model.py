@@ -67,6 +67,7 @@ class MemoryModel:
     live: int = 0
     next_id: int = 10_000
     next_weights: int = 100
+    kill_weight: float = 0.1
     done: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -97,7 +98,7 @@ class MemoryModel:
         if self.restart is not None:
             operations[self.restart_memory] = 0.1
         if self.kill is not None:
-            operations[self.kill_something] = 0.1
+            operations[self.kill_something] = self.kill_weight
         (chosen,) = self.choose.choices(list(operations), weights=list(operations.values()))
         chosen()
         self.done[chosen.__name__] = self.done.get(chosen.__name__, 0) + 1

@@ -16,7 +16,7 @@ SHARDS, REPLICAS = 2, 2
 FIRST_WEIGHTS = 1
 
 
-def run(path: Path, *, seed: int, operations: int) -> dict[str, int]:
+def run(path: Path, *, seed: int, operations: int, kill_weight: float = 0.1) -> dict[str, int]:
     first = toy_entries(range(60), seed=seed)
     store = toy_store(path / "s", first)
     name = f"random-{seed}"
@@ -46,6 +46,7 @@ def run(path: Path, *, seed: int, operations: int) -> dict[str, int]:
         kill=kill,
         choose=random.Random(seed),
         first_weights=FIRST_WEIGHTS,
+        kill_weight=kill_weight,
         contents={store.head(): {entry.id: Known(entry, "default") for entry in first}},
     )
     try:
@@ -60,9 +61,10 @@ def run(path: Path, *, seed: int, operations: int) -> dict[str, int]:
 @pytest.mark.integration
 def test_every_reply_is_what_its_epoch_holds_whoever_dies(tmp_path: Path) -> None:
     with local_ray():
-        done = run(tmp_path, seed=0, operations=20_000)
+        # With those of the memory in one process (test_random_operations.py) there are 20,000.
+        done = run(tmp_path, seed=0, operations=3_000, kill_weight=0.5)
     assert done["kill_something"] >= 10
-    assert done["search"] >= 10_000
+    assert done["search"] >= 1_500
 
 
 @pytest.mark.long
