@@ -27,7 +27,8 @@ from trainer.control import Control
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.data.cursor import Cursor
 from trainer.export import MODEL
-from trainer.loop import TrainJob, run_rank
+from trainer.job import TrainJob
+from trainer.loop import run_rank
 from trainer.settings import (
     DataSettings,
     LoggingSettings,

@@ -54,10 +54,59 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecoveryConfig:
+    """What a run does when trainers, nodes or the network fail, and when it is asked to go."""
+
+    SECTION: ClassVar[str] = "recovery"
+
+    max_restarts: int = documented(
+        3,
+        "Times in a row that trainers are started again from the last checkpoint without reaching "
+        "a new one, after a trainer died, a node was lost, or nothing moved; 0: never.",
+        minimum=0,
+    )
+    placement_timeout_s: float = documented(
+        120.0, "Seconds to wait for the CPUs and GPUs of all trainers, at the start.", above=0
+    )
+    wait_for_nodes_s: float = documented(
+        600.0, "The same after a fault, when a lost node may come back.", above=0
+    )
+    min_trainers: int = documented(
+        0,
+        "After waiting in vain, go on with fewer trainers, but at least so many; their number must "
+        "divide optim.batch_size. 0: never fewer.",
+        minimum=0,
+    )
+    stall_timeout_s: float = documented(
+        1800.0,
+        "Seconds without a step, a refresh or a checkpoint under way after which trainers are "
+        "started again.",
+        above=0,
+    )
+    grace_s: float = documented(
+        60.0,
+        "Seconds that SIGTERM or SIGUSR1 leaves for a checkpoint; after them the run ends without.",
+        above=0,
+    )
+
+    def __post_init__(self) -> None:
+        check_section(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainSettings):
     """Everything that `pluglm pretrain` needs to know."""
 
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.recovery.min_trainers > self.runtime.trainers:
+            raise ConfigError(
+                f"recovery.min_trainers = {self.recovery.min_trainers}: must be at most "
+                f"runtime.trainers = {self.runtime.trainers}"
+            )
 
     def to_toml(self) -> str:
         """This configuration as TOML, every key written out; loads back equal."""

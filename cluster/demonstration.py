@@ -25,7 +25,7 @@ from model import PlugLMForMaskedLM
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.data.stream import TrainBatch
 from trainer.export import read_exported, write_json
-from trainer.loop import TrainJob
+from trainer.job import TrainJob
 
 _EDITS = 20
 

@@ -6,7 +6,6 @@ import contextlib
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -25,7 +24,6 @@ _SEAL_TIMEOUT_S = 24 * 3600.0
 _TRAINERS_START_S = 300.0
 
 
-@dataclass(frozen=True)
 class RunMemory:
     """A memory, and the epoch of it that has the run's keys.
 
@@ -34,9 +32,45 @@ class RunMemory:
         content_version: of that epoch.
     """
 
-    memory: RayMemory
-    epoch: int
-    content_version: str
+    def __init__(self, memory: RayMemory, *, own: bool) -> None:
+        """`own`: it was started for this run, and nobody else edits or refreshes it."""
+        self.memory, self._own = memory, own
+        self.epoch = memory.info().epoch
+        self.content_version = _content_of(memory, self.epoch)
+        self._pin: EpochPin | None = None
+
+    def renew(self, start: Start, weights: dict[str, Tensor]) -> None:
+        """Make the keys of these weights live, pinned until trainers pin them. Blocks.
+
+        The content becomes what it was at the start; that of a server stays as it is, because
+        others may have edited it on purpose.
+
+        Raises:
+            MemoryServerError: they cannot be made.
+        """
+        memory, before = self.memory, self.memory.info().epoch
+        staged = memory.stage(
+            encoder_step=start.state.encoder_step,
+            weights=weights,
+            content_version=start.state.content_version if self._own else None,
+        )
+        memory.wait_sealed(staged, _SEAL_TIMEOUT_S)
+        self.epoch = memory.activate(staged)
+        # Others may switch and release epochs; until the trainers pin it themselves, this holds it.
+        pin = memory.pin(self.epoch, lease_s=_TRAINERS_START_S)
+        self.unpin()
+        self._pin, self.content_version = pin, _content_of(memory, self.epoch)
+        # Of trainers that died, an epoch may be left that nobody waits for any more.
+        others = [e.epoch for e in memory.stats().epochs] if self._own else [before]
+        for epoch in set(others) - {self.epoch}:
+            with contextlib.suppress(UnknownEpoch):  # another run released it meanwhile
+                memory.release(epoch)
+
+    def unpin(self) -> None:
+        """Let go of the epoch, as far as this process holds it."""
+        pin, self._pin = self._pin, None
+        if pin is not None:
+            pin.close()
 
 
 @contextmanager
@@ -55,17 +89,16 @@ def run_memory(
         ConfigError: the named server is of another store or tokenizer.
         CoordinatorLost: there is no server of this name. What `RayMemory.start` raises.
     """
-    if not config.memory.server:
-        memory = _started(config, source, shape, weights, start)
-    else:
-        memory = _attached(config, source)
+    own = not config.memory.server
+    memory = _started(config, source, shape, weights, start) if own else _attached(config, source)
     try:
-        if not config.memory.server:
-            epoch = memory.info().epoch
-            yield RunMemory(memory, epoch, _content_of(memory, epoch))
-            return
-        with _shown(memory, weights, start) as pin:
-            yield RunMemory(memory, pin.epoch, _content_of(memory, pin.epoch))
+        serving = RunMemory(memory, own=own)
+        if not own:
+            serving.renew(start, weights)
+        try:
+            yield serving
+        finally:
+            serving.unpin()
     finally:
         memory.close()
 
@@ -113,22 +146,6 @@ def _attached(config: PretrainConfig, source: checks.Source) -> RayMemory:
         memory.close()
         raise
     return memory
-
-
-def _shown(memory: RayMemory, weights: dict[str, Tensor], start: Start) -> EpochPin:
-    """Make the run's weights live on a server, and pin the epoch.
-
-    Its content stays as it is: others may have edited it on purpose.
-    """
-    before = memory.info().epoch
-    staged = memory.stage(encoder_step=start.state.encoder_step, weights=weights)
-    memory.wait_sealed(staged, _SEAL_TIMEOUT_S)
-    epoch = memory.activate(staged)
-    # Others may switch and release epochs; until the trainers pin it themselves, this holds it.
-    pin = memory.pin(epoch, lease_s=_TRAINERS_START_S)
-    with contextlib.suppress(UnknownEpoch):  # another run that began at the same time released it
-        memory.release(before)
-    return pin
 
 
 def _content_of(memory: RayMemory, epoch: int) -> str:

@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM: the first asks for a checkpoint and a clean end, the second ends at once."""
+"""Signals that ask for an end: the first for a checkpoint and a clean one, the second at once.
+
+Ctrl-C means that a person is done. SIGTERM and SIGUSR1 are how Slurm and Kubernetes take a machine
+away from a job that is not done: the exit code then asks that it be queued again.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from types import FrameType
 from cluster.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)
+REQUEUE = 75  # sysexits.h calls it EX_TEMPFAIL: the same command may succeed later
 
 
 class Stop:
@@ -24,40 +30,44 @@ class Stop:
         event: set by the first signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, requeue: bool = False) -> None:
+        """`requeue`: the job can be gone on with, so preemption asks for that."""
+        self._requeue = requeue
+        self.signals = tuple(dict.fromkeys((*SIGNALS, *PREEMPTION))) if requeue else SIGNALS
         self.number = 0
         self.training = False
         self.event = threading.Event()
 
     def listen(self) -> None:
-        """Make this the handler of both signals, as far as this thread may."""
+        """Make this the handler of the signals, as far as this thread may."""
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in self.signals:
                 signal.signal(number, self._handle)
 
     def check(self) -> None:
         """Raise what a clean-up routine of a library has swallowed; call between long steps."""
         if self.event.is_set():
-            raise Interrupted(self.number)
+            raise Interrupted(self.number, self.exit_code())
 
-    def exit_code(self, interruption: KeyboardInterrupt) -> int:
-        """128 and the signal's number. Ray's compiled calls turn ours into a plain interrupt."""
-        if isinstance(interruption, Interrupted):
-            return interruption.exit_code
+    def exit_code(self) -> int:
+        """REQUEUE, or 128 and the last signal's number."""
+        if self._requeue and self.number in PREEMPTION:
+            return REQUEUE
+        # Ray's compiled calls turn our exception into a plain interrupt, as Ctrl-C makes one.
         return 128 + (self.number or signal.SIGINT)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again, self.number = self.number != 0, number
         self.event.set()
         if again or not self.training:
-            raise Interrupted(number)
+            raise Interrupted(number, self.exit_code())
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals(*, requeue: bool = False) -> Iterator[Stop]:
     """Listen while the block runs; what listened before does so again afterwards."""
-    stop = Stop()
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    stop = Stop(requeue=requeue)
+    before = {number: signal.getsignal(number) for number in stop.signals}
     hook = sys.unraisablehook
 
     def report(unraisable: sys.UnraisableHookArgs) -> None:

@@ -17,7 +17,7 @@ from memory_server.store.store import Store
 from trainer.checkpoint import latest_checkpoint
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.export import read_exported, write_json
-from trainer.loop import TrainJob
+from trainer.job import TrainJob
 from trainer.world.exam import Exam, describe_exam, run_exam
 from trainer.world.prepare import prepare_world
 

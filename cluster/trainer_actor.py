@@ -17,13 +17,16 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.errors import LaunchError
-from trainer.control import Control
+from cluster.errors import LaunchError, NoRoom
+from cluster.recovery import TrainerDied
+from trainer.control import Control, Polled
 from trainer.final import evaluate_run
-from trainer.loop import TrainJob, TrainOutcome, run_rank
+from trainer.job import TrainJob, TrainOutcome
+from trainer.loop import run_rank
 from trainer.settings import RuntimeSettings
 
 _READY_TIMEOUT_S = 120.0
+_ANSWER_S = 5.0
 
 
 class TrainerHost:
@@ -48,9 +51,13 @@ class TrainerHost:
         """See `trainer.final.evaluate_run`."""
         return evaluate_run(job)
 
-    def poll(self) -> tuple[dict[str, Any], list[str]]:
+    def poll(self) -> Polled:
         """See `Control.poll`."""
         return self._control.poll()
+
+    def alive(self) -> bool:
+        """Whether this process answers."""
+        return True
 
     def request_stop(self) -> None:
         """See `Control.request_stop`."""
@@ -78,15 +85,21 @@ class Gang:
         """Begin training on every rank; returns one reference per rank."""
         return [actor.run.remote(job, rank) for rank, actor in enumerate(self.actors)]
 
-    def poll(self) -> tuple[dict[str, Any], list[str]]:
-        """Rank 0's newest numbers and messages; nothing when it does not answer."""
+    def poll(self) -> Polled | None:
+        """Rank 0's newest numbers and messages; None when it does not answer."""
         try:
-            polled: tuple[dict[str, Any], list[str]] = ray.get(
-                self.actors[0].poll.options(concurrency_group="control").remote(), timeout=5.0
+            polled: Polled = ray.get(
+                self.actors[0].poll.options(concurrency_group="control").remote(), timeout=_ANSWER_S
             )
         except (RayActorError, ray.exceptions.GetTimeoutError):
-            return {}, []
+            return None
         return polled
+
+    def silent(self) -> list[int]:
+        """Ranks whose processes answer nothing: frozen, or their node cannot be reached."""
+        asked = [a.alive.options(concurrency_group="control").remote() for a in self.actors]
+        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_S)
+        return [rank for rank, reference in enumerate(asked) if reference not in ready]
 
     def request_stop(self) -> None:
         """Ask for a checkpoint and a clean end at the next step boundary."""
@@ -98,27 +111,31 @@ class Gang:
 
 
 @contextmanager
-def trainer_gang(runtime: RuntimeSettings, *, on_gpu: bool, loopback: bool) -> Iterator[Gang]:
+def trainer_gang(
+    runtime: RuntimeSettings, *, on_gpu: bool, loopback: bool, timeout_s: float
+) -> Iterator[Gang]:
     """Have the trainers' processes inside the block; none of them outlives it.
 
     Args:
         runtime: how many trainers, with how many threads.
         on_gpu: one GPU for each.
         loopback: the whole of Ray is on this machine's loopback interface.
+        timeout_s: how long to wait for room.
 
     Raises:
-        LaunchError: the cluster cannot place them.
+        NoRoom: the cluster cannot place them. LaunchError: their processes do not come up.
     """
     bundle = {"CPU": float(runtime.threads_per_trainer), **({"GPU": 1.0} if on_gpu else {})}
     group = placement_group([bundle] * runtime.trainers, strategy="PACK")
     actors: list[Any] = []
     try:
-        if not group.wait(timeout_seconds=_READY_TIMEOUT_S):
+        if not group.wait(timeout_seconds=timeout_s):
             there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            raise LaunchError(
-                f"{runtime.trainers} trainers of {bundle} cannot be placed: the cluster has "
-                f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs, and others may "
-                "use them; lower runtime.trainers or add nodes"
+            raise NoRoom(
+                f"{runtime.trainers} trainers of {bundle} could not be placed within "
+                f"{timeout_s:g} s: the cluster has {there.get('CPU', 0):g} CPUs and "
+                f"{there.get('GPU', 0):g} GPUs, and others may use them; lower runtime.trainers "
+                "or add nodes"
             )
         environment = {
             "DS_ACCELERATOR": "cuda" if on_gpu else "cpu",
@@ -146,15 +163,6 @@ def trainer_gang(runtime: RuntimeSettings, *, on_gpu: bool, loopback: bool) -> I
             for actor in actors:
                 ray.kill(actor)
             remove_placement_group(group)
-
-
-class TrainerDied(Exception):
-    """A trainer's process ended without saying why."""
-
-    def __init__(self, rank: int) -> None:
-        super().__init__(
-            f"the process of trainer {rank} died (killed, out of memory, or its node was lost)"
-        )
 
 
 def first_failure(references: list[Any], *, grace_s: float = 5.0) -> Exception | None:

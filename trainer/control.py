@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Polled(NamedTuple):
+    """The newest numbers, the messages since the last poll, and a count that grows with work."""
+
+    line: dict[str, Any]
+    messages: list[str]
+    pulse: int
 
 
 class Control:
@@ -15,6 +23,7 @@ class Control:
         self._lock = threading.Lock()
         self._latest: dict[str, Any] = {}
         self._messages: list[str] = []
+        self._pulse = 0
 
     def request_stop(self) -> None:
         """Ask for a checkpoint and a clean end at the next step boundary."""
@@ -24,18 +33,24 @@ class Control:
         """Whether `request_stop` was called."""
         return self._stop.is_set()
 
+    def beat(self) -> None:
+        """Note that something moves: a step, a look at a refresh, a file that is written."""
+        with self._lock:
+            self._pulse += 1
+
     def report(self, line: Mapping[str, Any]) -> None:
         """Keep the newest numbers of the step."""
         with self._lock:
             self._latest.update(line)
+            self._pulse += 1
 
     def say(self, message: str) -> None:
         """Leave a message for the person who watches."""
         with self._lock:
             self._messages.append(message)
 
-    def poll(self) -> tuple[dict[str, Any], list[str]]:
-        """The newest numbers, and the messages since the last poll."""
+    def poll(self) -> Polled:
+        """What happened since the last poll."""
         with self._lock:
             messages, self._messages = self._messages, []
-            return dict(self._latest), messages
+            return Polled(dict(self._latest), messages, self._pulse)

@@ -7,3 +7,7 @@ class TrainingError(Exception):
 
 class CheckpointError(TrainingError):
     """A checkpoint could not be written or read; what was committed before is untouched."""
+
+
+class CheckpointRefused(CheckpointError):
+    """The disk refused a checkpoint: it is full, perhaps, and a later one may be written."""

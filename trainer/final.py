@@ -9,7 +9,7 @@ from torch import nn
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.evaluate import evaluation_report
 from trainer.export import read_exported, write_json
-from trainer.loop import TrainJob
+from trainer.job import TrainJob
 from trainer.samples import make_samples
 
 

@@ -6,82 +6,36 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
-from memory_server.api import Memory, Retrieved
+from memory_server.api import Retrieved
 from model import PlugLMConfig
 from trainer import checkpoint as checkpoints
 from trainer.build import build_model
-from trainer.checkpoint import CheckpointState
 from trainer.control import Control
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.data import rng
 from trainer.data.stream import TrainBatch
 from trainer.distributed import barrier, sum_over_ranks
 from trainer.engine import TrainingEngine, start_process_group, stop_process_group
+from trainer.errors import CheckpointRefused
 from trainer.evaluate import right_entries
 from trainer.export import export_model
 from trainer.follower import MemoryFollower
 from trainer.heldout import heldout_numbers
+from trainer.job import TrainJob, TrainOutcome
 from trainer.lost_shards import LostShards
 from trainer.meters import RunningMeans, StepTimer
 from trainer.metrics import MetricsWriter
 from trainer.saving import CheckpointSaver
 from trainer.settings import TrainSettings
 from trainer.skipping import SkippedSteps
-from trainer.task import Stream, Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainJob:
-    """Everything that a rank is given; the same for all of them. Picklable.
-
-    Attributes:
-        settings: the run's settings.
-        run_dir: where it writes; every rank reaches it.
-        task: what is trained on.
-        memory: the memory; epoch: of it, with the keys of `start`; content_version: of that epoch.
-        tokenizer: directory of the tokenizer, saved beside the model.
-        model_config: as a dictionary.
-        device: "cpu" or "cuda".
-        init_method: where the ranks meet.
-        checkpoint: to resume from; None: start afresh.
-        start: step, cursor and refresh state at the start.
-        resolved_config: the settings as nested plain values, shown by wandb and kept in every
-            checkpoint.
-        notes: what happened at the start, such as a damaged checkpoint; recorded as events.
-    """
-
-    settings: TrainSettings
-    run_dir: Path
-    task: Task
-    memory: Memory
-    epoch: int
-    content_version: str
-    tokenizer: Path
-    model_config: dict[str, Any]
-    device: str
-    init_method: str
-    checkpoint: Path | None
-    start: CheckpointState
-    resolved_config: dict[str, Any]
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOutcome:
-    """How a run ended."""
-
-    step: int
-    stopped: bool
-    checkpoint: Path
+from trainer.task import Stream
 
 
 def run_rank(job: TrainJob, rank: int, control: Control) -> TrainOutcome:
@@ -107,7 +61,7 @@ def run_rank(job: TrainJob, rank: int, control: Control) -> TrainOutcome:
                 wandb_project=settings.logging.wandb_project,
                 config=job.resolved_config,
                 run_name=settings.run.name or job.run_dir.name,
-                resume=job.checkpoint is not None,
+                resume=job.resumes,
             )
         try:
             with closing(_Run(job, rank, control, metrics)) as run:
@@ -129,6 +83,7 @@ class _Run:
         self.job, self.rank, self.control, self.metrics = job, rank, control, metrics
         self.settings = settings
         self.step = start.step
+        self.recovery = job.recovery
         torch.manual_seed(_rng_seed(settings, rank, 0))
         model = build_model(
             PlugLMConfig.from_dict(job.model_config),
@@ -143,8 +98,8 @@ class _Run:
             else:
                 # Ranks are others than they were: each has random numbers of its own from here.
                 torch.manual_seed(_rng_seed(settings, rank, start.step))
-            if metrics is not None:
-                metrics.truncate_after(start.step)
+        if metrics is not None and job.resumes:
+            metrics.truncate_after(start.step)
         for note in job.notes:
             self._record("event", self.step, message=note)
         self.follower = MemoryFollower(
@@ -158,7 +113,7 @@ class _Run:
             live_content=job.content_version,
             live_weights=self._live_weights(),
             content_version=job.task.content_version,
-            stop_requested=control.stop_requested,
+            stop_requested=self._look_for_stop,
             record=self._record,
             say=control.say,
         )
@@ -184,6 +139,11 @@ class _Run:
         self.lost_shards = LostShards(self._tell)
         self.means, self.timer = RunningMeans(), StepTimer()
         self.steps_since_log = 0
+
+    def _look_for_stop(self) -> bool:
+        """Whether to end; whoever asks while it waits is not stalled."""
+        self.control.beat()
+        return self.control.stop_requested()
 
     def _live_weights(self) -> dict[str, Tensor]:
         """The weights that made the live keys: the checkpoint's, or those of the start."""
@@ -213,6 +173,7 @@ class _Run:
                 if stopped:
                     break
                 self._train_step(stream)
+                self._note_recovery()
                 self._log()
                 if self.skipped.too_many:
                     self.saver.save(self.step, stream.cursor)
@@ -221,9 +182,10 @@ class _Run:
                 # What comes once in a while is left out of the steps' speed.
                 with self.timer.paused():
                     if _due(self.step, settings.checkpoint.every_steps):
-                        self.saver.save(self.step, stream.cursor)
+                        self._save(stream)
                     if _due(self.step, settings.evaluate.every_steps):
                         self._evaluate()
+            self._note_recovery()
             if self.step != self.saver.saved_step:
                 self.saver.save(self.step, stream.cursor)
         finally:
@@ -233,6 +195,32 @@ class _Run:
             stopped = self.follower.finish(self.step)
         last = checkpoints.checkpoint_path(self.job.run_dir, self.saver.saved_step)
         return TrainOutcome(step=self.step, stopped=stopped, checkpoint=last)
+
+    def _save(self, stream: Stream) -> None:
+        """A checkpoint on the way: one that the disk refuses costs only what it would have kept."""
+        try:
+            self.saver.save(self.step, stream.cursor)
+        except CheckpointRefused as error:
+            self._tell(
+                f"{error}: training goes on, and the next checkpoint is tried when it is due"
+            )
+
+    def _note_recovery(self) -> None:
+        """Once, when training moves again after a fault: what that cost."""
+        recovery, self.recovery = self.recovery, None
+        if recovery is None:
+            return
+        first = self.job.start.step
+        self._record(
+            "restart",
+            first,
+            reason=recovery.reason,
+            restarts=recovery.restarts,
+            failed_step=recovery.failed_step,
+            steps_again=recovery.failed_step - first,
+            seconds=max(0.0, time.time() - recovery.began),
+            trainers=self.settings.runtime.trainers,
+        )
 
     def _train_step(self, stream: Stream) -> None:
         """One optimizer step: every micro-batch sees the same memory epoch."""

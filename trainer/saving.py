@@ -15,7 +15,7 @@ from trainer.checkpoint import CheckpointState
 from trainer.data.cursor import Cursor
 from trainer.distributed import first_failure, sum_over_ranks
 from trainer.engine import TrainingEngine
-from trainer.errors import CheckpointError, TrainingError
+from trainer.errors import CheckpointError, CheckpointRefused, TrainingError
 from trainer.follower import MemoryFollower
 from trainer.settings import TrainSettings
 
@@ -64,8 +64,8 @@ class CheckpointSaver:
 
         Raises:
             TrainingError: the weights are not finite: such ones are not kept.
-            CheckpointError: the disk refused, or ranks write to different ones; what was committed
-                before is untouched.
+            CheckpointRefused: the disk refused. CheckpointError: ranks write to different ones.
+                What was committed before is untouched.
         """
         started = time.perf_counter()
         self._check_finite(step)
@@ -134,10 +134,16 @@ class CheckpointSaver:
         except (OSError, RuntimeError, CheckpointError) as error:
             failure, reason = error, self._told(step, error)
         told = first_failure(reason, self._engine.device)
-        if told is not None:
-            if self._rank == 0:
-                checkpoints.abandon(self._run_dir, step)
-            raise CheckpointError(told) from failure
+        if told is None:
+            return
+        if self._rank == 0:
+            checkpoints.abandon(self._run_dir, step)
+        # Ranks that write to different disks would do so again.
+        hopeless = torch.tensor(float(isinstance(failure, CheckpointError)))
+        kind: type[CheckpointError] = CheckpointRefused
+        if sum_over_ranks(hopeless.to(self._engine.device)):
+            kind = CheckpointError
+        raise kind(told) from failure
 
     def _told(self, step: int, error: Exception) -> str:
         could_not = f"the checkpoint of step {step} could not be written to {self._run_dir}"
@@ -145,8 +151,8 @@ class CheckpointSaver:
             return f"{could_not}: {error}; {self._kept()}"
         free = shutil.disk_usage(self._run_dir).free / 2**20
         return (
-            f"{could_not} by rank {self._rank} ({error}; {free:.0f} MiB free); {self._kept()}: "
-            "make room and resume with --resume"
+            f"{could_not} by rank {self._rank} ({error}; {free:.0f} MiB free); {self._kept()}; "
+            "make room"
         )
 
     def _kept(self) -> str:

@@ -25,6 +25,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="go on from the newest checkpoint in run.dir: same data order, same memory",
     )
     parser.add_argument(
+        "--auto-resume",
+        action="store_true",
+        help="the same if there is a checkpoint, else begin: for jobs that are queued again",
+    )
+    parser.add_argument(
         "--check",
         action="store_true",
         help="check the configuration, print all of it as TOML, and do nothing else",
@@ -40,7 +45,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     from cluster.pretrain import pretrain
 
-    return pretrain(config, resume=options.resume)
+    return pretrain(config, resume=options.resume, auto_resume=options.auto_resume)
 
 
 PRETRAIN = Command(
@@ -51,7 +56,10 @@ Train a PlugLM on a corpus. Ray holds the memory in shards and runs the trainers
 each a DeepSpeed engine; the memory's keys are refreshed while training goes on.
 Everything is written to run.dir: checkpoints, metrics, the model, report.html.
 
-Ctrl-C once writes a checkpoint and ends; --resume goes on from it.""",
+Ctrl-C once writes a checkpoint and ends; --resume goes on from it. SIGTERM and
+SIGUSR1 (Slurm, Kubernetes) do the same and exit with code 75, which asks that the
+job be queued again. A trainer or node that dies costs the steps since the last
+checkpoint: trainers are started again by themselves.""",
     example="""\
 pluglm pretrain configs/pluglm-base.toml data.corpus=data/articles run.dir=runs/first
 pluglm pretrain configs/pluglm-base.toml data.corpus=data/articles run.dir=runs/first --resume""",

@@ -18,6 +18,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cluster.cli import main
 from cluster.config import load_config
+from cluster.stop import REQUEUE
 from model import PlugLMForMaskedLM
 from tests.integration.support_pretrain import (
     Ended,
@@ -31,10 +32,10 @@ from tests.integration.support_pretrain import (
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-STEPS = 120
+STEPS = 160
 LONG = ["memory.refresh=sync", f"optim.steps={STEPS}", "checkpoint.every_steps=10"]
 # Refreshes and checkpoints fall on different steps, so that a checkpoint lies between refreshes.
-LONG += ["memory.refresh_every_steps=7", "model.dropout=0.1"]
+LONG += ["memory.refresh_every_steps=7", "model.dropout=0.1", "recovery.stall_timeout_s=15"]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ class Phase:
 
 
 class Story:
-    """The same run as `reference`, but a fault ends every phase, and the next phase resumes.
+    """The same run as `reference`, but everything happens to it, and the next phase resumes.
 
     Each phase is played once, after those before it, when a test first asks for it.
     """
@@ -99,8 +100,7 @@ class Story:
 
     def phase(self, name: str) -> Phase:
         """How a phase ended."""
-        faults = [self.full_disk, self.dead_trainer, self.sigterm, self.dead_command]
-        for fault in [*faults, self.dead_shard]:
+        for fault in (self.trouble, self.dead_command, self.dead_shard):
             if name in self._played:
                 break
             if fault.__name__ not in self._played:
@@ -109,22 +109,23 @@ class Story:
 
     def _play(self, fault: Callable[[Run], None]) -> Phase:
         before = checkpoint_names(self.run_dir)
-        with pretraining(self.config, *LONG, *(["--resume"] if before else [])) as run:
+        with pretraining(self.config, *LONG, "--auto-resume") as run:
             fault(run)
             ended = run.end()
         return Phase(ended=ended, before=before, after=checkpoint_names(self.run_dir))
 
-    def full_disk(self, run: Run) -> None:
+    def trouble(self, run: Run) -> None:
+        """A disk that is full for a while, a trainer that dies, one that freezes, SIGTERM."""
         run.wait_for_checkpoint_after(0)
-        for trainer in run.actors("TrainerHost"):
-            # Metrics still fit; the weights do not. Python ignores SIGXFSZ: writes fail.
-            resource.prlimit(trainer.pid, resource.RLIMIT_FSIZE, (60_000, 60_000))
-
-    def dead_trainer(self, run: Run) -> None:
+        self._limit_files(run, 60_000)
+        run.wait_until(lambda: "could not be written" in run.said(), what="a full disk")
+        self._limit_files(run, resource.RLIM_INFINITY)
+        run.wait_for_checkpoint_after(self._last_step())
         run.wait_for_step(self._last_step() + 5)
         run.trainer(rank_0=False).kill()
-
-    def sigterm(self, run: Run) -> None:
+        run.wait_until(lambda: len(run.lines("restart")) == 1, what="a restart")
+        run.trainer(rank_0=False).suspend()
+        run.wait_until(lambda: len(run.lines("restart")) == 2, what="a second restart")
         run.wait_for_step(self._last_step() + 2)
         run.send(signal.SIGTERM)
 
@@ -135,6 +136,11 @@ class Story:
     def dead_shard(self, run: Run) -> None:
         run.wait_for_step(self._last_step() + 2)
         run.actors("ShardHost")[0].kill()
+
+    def _limit_files(self, run: Run, size: int) -> None:
+        """Metrics still fit; the weights do not. Python ignores SIGXFSZ: writes fail."""
+        for trainer in run.actors("TrainerHost"):
+            resource.prlimit(trainer.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     def _last_step(self) -> int:
         names = [name for name in checkpoint_names(self.run_dir) if not name.startswith(".")]
@@ -252,35 +258,35 @@ def test_a_damaged_checkpoint_is_passed_over_by_other_trainers_under_another_sta
     assert checkpoint_names(copy) == ["step-00000010", "step-00000012"]
 
 
-def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_checkpoint_before(
+def test_a_full_disk_is_told_and_training_goes_on(story: Story) -> None:
+    phase = story.phase("trouble")
+    (line,) = [ln for ln in phase.ended.stderr.splitlines() if "could not be written" in ln]
+    for part in ("the checkpoint of step", "is untouched", "make room", "training goes on"):
+        assert part in line, line
+    events = [event["message"] for event in read_lines(story.run_dir, "event")]
+    assert sum("could not be written" in event for event in events) == 1
+
+
+def test_trainers_that_die_or_freeze_are_started_again(story: Story) -> None:
+    said = story.phase("trouble").ended.stderr
+    died, frozen = read_lines(story.run_dir, "restart")
+    assert "the process of trainer 1 died" in died["reason"]
+    assert "no step was made for" in frozen["reason"]
+    assert "trainer 1 does not answer" in frozen["reason"]
+    for number, line in enumerate((died, frozen), start=1):
+        assert line["restarts"] == number
+        assert line["step"] % 10 == 0, "from a checkpoint"
+        assert 0 <= line["steps_again"] == line["failed_step"] - line["step"]
+        assert line["seconds"] > 0
+        assert f"starting again from step-{line['step']:08d}" in said
+
+
+def test_sigterm_writes_a_checkpoint_of_the_last_step_and_asks_to_be_queued_again(
     story: Story,
 ) -> None:
-    phase = story.phase("full_disk")
-    assert phase.ended.code == 1
-    line = phase.ended.error_line
-    for part in ("the checkpoint of step", "could not be written", "is untouched", "--resume"):
-        assert part in line, line
+    phase = story.phase("trouble")
+    assert phase.ended.code == REQUEUE, phase.ended.stderr
     assert phase.ended.left_over == []
-    committed = [name for name in phase.after if not name.startswith(".")]
-    assert committed
-    assert committed[-1] in line
-
-
-def test_a_trainer_that_is_killed_ends_the_run_with_one_line(story: Story) -> None:
-    phase = story.phase("dead_trainer")
-    assert phase.ended.code == 1
-    line = phase.ended.error_line
-    assert "the process of trainer 1 died" in line
-    assert f"go on from {phase.after[-1]} with --resume" in line
-    assert phase.ended.left_over == []
-    assert phase.after[-1] >= phase.before[-1]
-
-
-def test_sigterm_writes_a_checkpoint_of_the_last_step(story: Story) -> None:
-    phase = story.phase("sigterm")
-    assert phase.ended.code == 143, phase.ended.stderr
-    assert phase.ended.left_over == []
-    assert phase.after[-1] > phase.before[-1]
     last = phase.ended.stderr.splitlines()[-1]
     assert f"stopped at step {int(phase.after[-1].removeprefix('step-'))};" in last
     assert "--resume" in last
@@ -335,7 +341,7 @@ def test_a_signal_before_the_first_step_ends_cleanly(
         else:
             run.send(number)
         ended = run.end()
-    assert ended.code == 128 + number, ended.stderr
+    assert ended.code == (REQUEUE if number == signal.SIGTERM else 130), ended.stderr
     assert "Traceback" not in ended.stderr, ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("interrupted"), ended.stderr
     assert ended.left_over == []

@@ -26,7 +26,8 @@ from trainer.checkpoint import (
 from trainer.control import Control
 from trainer.data.cursor import Cursor
 from trainer.data.stream import TrainBatch
-from trainer.loop import TrainJob, TrainOutcome, run_rank
+from trainer.job import TrainJob, TrainOutcome
+from trainer.loop import run_rank
 from trainer.settings import (
     CheckpointSettings,
     DataSettings,

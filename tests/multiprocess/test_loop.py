@@ -15,7 +15,7 @@ from tests.multiprocess.ranks import run_ranks
 from trainer.checkpoint import checkpoint_path, read_state
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.errors import CheckpointError, TrainingError
-from trainer.loop import TrainOutcome
+from trainer.job import TrainOutcome
 from trainer.settings import TrainSettings
 from trainer.world.tokenizer import VOCABULARY
 

@@ -17,7 +17,8 @@ from trainer.checkpoint import committed_checkpoints, read_state
 from trainer.control import Control
 from trainer.data.cursor import Cursor
 from trainer.data.stream import TrainBatch
-from trainer.loop import TrainOutcome, run_rank
+from trainer.job import TrainOutcome
+from trainer.loop import run_rank
 from trainer.settings import TrainSettings
 from trainer.task import Stream
 

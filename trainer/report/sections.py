@@ -83,6 +83,7 @@ def training(run: RunData) -> Html:
             tag("summary", "The same numbers as a table"),
             scrollable(sparse_table(columns), "Numbers of the charts"),
         ),
+        _restarts(run.of_kind("restart")),
         _refreshes(run.of_kind("refresh")),
         _events(run.of_kind("event")),
     )
@@ -145,6 +146,30 @@ def _recent(run: RunData, name: str) -> float | None:
         return None
     tail = values[-max(1, min(50, len(values) // 10)) :]
     return sum(tail) / len(tail)
+
+
+def _restarts(lines: Sequence[Mapping[str, Any]]) -> Html | None:
+    """What befell the run, and what it cost; nothing if nothing did."""
+    if not lines:
+        return None
+    columns = ("from step", "what happened", "steps done again", "training again after", "trainers")
+    rows = [
+        tag(
+            "tr",
+            tag("th", f"{line['step']:,}", scope="row"),
+            tag("td", line.get("reason")),
+            tag("td", number(finite(line.get("steps_again")))),
+            tag("td", seconds(finite(line.get("seconds")))),
+            tag("td", number(finite(line.get("trainers")))),
+        )
+        for line in lines
+    ]
+    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in columns)))
+    table = tag("table", head, tag("tbody", *rows), class_="plain")
+    title = f"Trainers were started again {plural(len(lines), 'time')}"
+    return tag(
+        "details", tag("summary", title), scrollable(table, "Faults and restarts"), open=True
+    )
 
 
 def _refreshes(lines: Sequence[Mapping[str, Any]]) -> Html:

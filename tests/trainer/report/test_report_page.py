@@ -140,6 +140,17 @@ def test_steps_whose_loss_was_no_number_are_counted(tmp_path: Path) -> None:
     assert "The loss was not a number at 1 step." in report(write_run(tmp_path, metrics=lines)).text
 
 
+def test_faults_are_told_with_what_they_cost(tmp_path: Path) -> None:
+    lines = metrics()
+    assert "started again" not in report(write_run(tmp_path / "calm", metrics=lines)).text
+    restart = {"kind": "restart", "step": 10, "time_s": 1.0, "reason": ATTACK, "restarts": 1}
+    restart |= {"failed_step": 17, "steps_again": 7, "seconds": 12.3, "trainers": 2}
+    page = report(write_run(tmp_path / "hit", metrics=[*lines, restart]))
+    assert "Trainers were started again 1 time" in page.text
+    assert "12" in page.text.split("training again after")[1][:80]
+    assert "script" not in page.elements
+
+
 @pytest.mark.parametrize(
     ("right", "none", "said"),
     [

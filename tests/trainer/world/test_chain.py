@@ -20,7 +20,8 @@ from trainer.control import Control
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.data.cursor import Cursor
 from trainer.export import MODEL
-from trainer.loop import TrainJob, TrainOutcome, run_rank
+from trainer.job import TrainJob, TrainOutcome
+from trainer.loop import run_rank
 from trainer.world.exam import CHANCE, Exam, describe_exam, run_exam
 from trainer.world.prepare import PreparedWorld, prepare_world
 
