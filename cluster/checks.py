@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-import tomllib
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.config import PretrainConfig
-from cluster.errors import LaunchError
 from memory_server.index.base import IndexSettings
 from memory_server.index.factory import check_index
 from memory_server.requests import MAX_TOP_K
 from memory_server.store.store import Store
 from model import PlugLMConfig
 from trainer.build import model_config
-from trainer.checkpoint import CheckpointState, latest_checkpoint, read_state
-from trainer.corpus.info import load_corpus_info
-from trainer.data.cursor import Cursor
+from trainer.corpus.info import COUNTS, CorpusInfo, load_corpus_info
 from trainer.data.sequences import SequenceDataset
 from trainer.deepspeed_config import deepspeed_config
 from trainer.settings import ConfigError
-from trainer.settings_fields import shown
-
-# What a resumed run may set anew, by section: it changes neither what is learned nor the files.
-# Sections that are not named (run names, logging, checkpoints, evaluation, cluster) may all change,
-# but for the seed.
-_MAY_CHANGE: dict[str, frozenset[str]] = {
-    "run": frozenset({"dir", "name"}),
-    # Directories may move; their contents are compared by fingerprint and content version.
-    "data": frozenset({"corpus"}),
-    "model": frozenset({"init_from"}),
-    "memory": frozenset(
-        {
-            "store",
-            "server",
-            "shards",
-            "replicas",
-            "placement",
-            "on_lost_shard",
-            "deadline_s",
-            "threads_per_shard",
-            "gpus_per_shard",
-            "audit_every_s",
-        }
-    ),
-    "optim": frozenset(),
-    "runtime": frozenset({"device", "threads_per_trainer"}),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +28,7 @@ class Source:
         store: the memory's store.
         tokenizer: directory of the tokenizer; its fingerprint and vocabulary beside it.
         sequence_length: longest sequence T, in tokens.
+        fingerprint: of what is trained on; empty: not known.
     """
 
     store: Path
@@ -65,14 +37,7 @@ class Source:
     vocab_size: int
     pad_token_id: int
     sequence_length: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """Where a run begins: at step 0, or at a checkpoint."""
-
-    checkpoint: Path | None
-    state: CheckpointState
+    fingerprint: str = ""
 
 
 def corpus_source(config: PretrainConfig) -> Source:
@@ -97,7 +62,16 @@ def corpus_source(config: PretrainConfig) -> Source:
         vocab_size=info.vocab_size,
         pad_token_id=info.pad_token_id,
         sequence_length=info.sequence_length,
+        fingerprint=corpus_fingerprint(info),
     )
+
+
+def corpus_fingerprint(info: CorpusInfo) -> str:
+    """What tells a corpus from another, wherever it lies: its tokenizer, sources and counts."""
+    facts = {name: getattr(info, name) for name in COUNTS}
+    facts["sources"] = [asdict(source) for source in info.sources]
+    text = json.dumps([info.tokenizer_fingerprint, facts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def check_memory(config: PretrainConfig, source: Source, content: str) -> None:
@@ -160,70 +134,16 @@ def index_settings(config: PretrainConfig) -> IndexSettings:
     return settings
 
 
-def check_engine(config: PretrainConfig) -> None:
+def check_engine(config: PretrainConfig, *, on_gpu: bool) -> None:
     """Build what the engine will be given, so that nonsense is refused here.
 
-    Raises:
-        ConfigError: the user's DeepSpeed JSON.
-    """
-    deepspeed_config(config, on_gpu=False)
-
-
-def find_start(config: PretrainConfig, run_dir: Path, *, resume: bool, content: str) -> Start:
-    """Where to begin.
-
     Args:
-        config: the run's configuration.
-        run_dir: its directory.
-        resume: go on from the newest checkpoint.
-        content: content version of the memory for a fresh start.
+        on_gpu: whether trainers may run on GPUs.
 
     Raises:
-        LaunchError: a run is there already, or none to resume. CheckpointError: damaged.
-        ConfigError: the checkpoint needs other settings.
+        ConfigError: the user's DeepSpeed JSON, or settings that need a GPU where there is none.
     """
-    checkpoint = latest_checkpoint(run_dir)
-    if not resume:
-        if checkpoint is not None:
-            raise LaunchError(
-                f"{run_dir} already holds a run; go on with it with --resume, or choose another "
-                "directory with run.dir=DIR"
-            )
-        state = CheckpointState(
-            step=0,
-            cursor=Cursor(),
-            trainers=config.runtime.trainers,
-            zero_stage=config.runtime.zero_stage,
-            content_version=content,
-            encoder_step=0,
-            published_step=0,
-        )
-        return Start(checkpoint=None, state=state)
-    if checkpoint is None:
-        raise LaunchError(
-            f"{run_dir} holds no committed checkpoint to resume from; start it without --resume"
-        )
-    state = read_state(checkpoint)
-    _check_same_run(config, checkpoint, state)
-    if state.step > config.optim.steps:
-        raise ConfigError(
-            f"optim.steps = {config.optim.steps}: {checkpoint.name} is already at step {state.step}"
-        )
-    return Start(checkpoint=checkpoint, state=state)
-
-
-def _check_same_run(config: PretrainConfig, checkpoint: Path, state: CheckpointState) -> None:
-    """Refuse settings that would make the resumed run another one than the checkpoint's."""
-    given = tomllib.loads(config.to_toml())
-    for section, keys in _MAY_CHANGE.items():
-        for key, was in state.settings.get(section, {}).items():
-            now = given.get(section, {}).get(key, was)
-            if now != was and key not in keys:
-                name = f"{section}.{key}"
-                raise ConfigError(
-                    f"{name} = {shown(now)}: the run in {checkpoint.parent.parent} was started "
-                    f"with {shown(was)}; resume with {name}={shown(was)}, or start another run"
-                )
+    deepspeed_config(config, on_gpu=on_gpu)
 
 
 def check_model(config: PretrainConfig, source: Source) -> PlugLMConfig:

@@ -21,6 +21,7 @@ from cluster.errors import LaunchError
 from cluster.ray_session import ray_session
 from cluster.run_lock import run_lock
 from cluster.run_memory import RunMemory, run_memory
+from cluster.starting import Start, find_start
 from cluster.stop import Stop, stop_on_signals
 from cluster.trainer_actor import Gang, TrainerDied, first_failure, trainer_gang
 from memory_server.actors.client import RayMemory
@@ -106,19 +107,38 @@ def run_task(
     tell = say or to_stderr
     # The run has a progress line of its own.
     disable_progress_bar()
+    # Of a cluster that is joined later nothing is known yet.
+    on_gpu = config.runtime.device != "cpu"
     if config.cluster.address == "local":
         gpus = resources.local_gpus()
-        resources.check_gpus(config, resources.choose_device(config, gpus), gpus)
+        device = resources.choose_device(config, gpus)
+        resources.check_gpus(config, device, gpus)
+        on_gpu = device == "cuda"
     shape = checks.check_model(config, source)
-    checks.check_engine(config)
+    checks.check_engine(config, on_gpu=on_gpu)
     run_dir = Path(config.run.dir).resolve()
-    start = checks.find_start(config, run_dir, resume=resume, content=first_content)
+    start = find_start(
+        config,
+        run_dir,
+        resume=resume,
+        content=first_content,
+        fingerprint=source.fingerprint,
+        contents=False,
+    )
     checks.check_memory(config, source, start.state.content_version)
     # Built before the run directory is touched: model.init_from may be refused.
     model = build_model(shape, seed=config.run.seed, init_from=config.model.init_from)
     with run_lock(run_dir):
         # Found again: another driver may have ended meanwhile.
-        start = checks.find_start(config, run_dir, resume=resume, content=first_content)
+        start = find_start(
+            config,
+            run_dir,
+            resume=resume,
+            content=first_content,
+            fingerprint=source.fingerprint,
+        )
+        for note in start.notes:
+            tell(note)
         weights = (
             model.key_weights() if start.checkpoint is None else read_key_weights(start.checkpoint)
         )
@@ -130,7 +150,7 @@ def _run(
     config: PretrainConfig,
     source: checks.Source,
     task: Task,
-    start: checks.Start,
+    start: Start,
     shape: PlugLMConfig,
     weights: dict[str, Tensor],
     run_dir: Path,
@@ -162,6 +182,7 @@ def _run(
                     init_method=gang.rendezvous,
                     checkpoint=start.checkpoint,
                     start=start.state,
+                    notes=start.notes,
                     resolved_config=_plain(config),
                 )
                 outcome = _watch(config, gang, job, stop, tell)
@@ -196,7 +217,7 @@ def _everything(
     source: checks.Source,
     shape: PlugLMConfig,
     weights: dict[str, Tensor],
-    start: checks.Start,
+    start: Start,
     stop: Stop,
 ) -> Iterator[tuple[RunMemory, Gang, str]]:
     """Ray, the memory server and the trainers, ended in the opposite order whatever happens."""
@@ -293,7 +314,7 @@ def _wait(reference: Any, run_dir: Path, stop: Stop) -> Any:
         return ray.get(reference)
 
 
-def _opening(config: PretrainConfig, memory: RayMemory, start: checks.Start, device: str) -> str:
+def _opening(config: PretrainConfig, memory: RayMemory, start: Start, device: str) -> str:
     info = memory.info()
     runtime = config.runtime
     where = "" if start.checkpoint is None else f", resuming at step {start.state.step}"

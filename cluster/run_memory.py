@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cluster import checks
 from cluster.config import PretrainConfig
+from cluster.starting import Start
 from memory_server.actors.client import RayMemory
 from memory_server.actors.names import Layout
 from memory_server.api import EpochPin
@@ -44,7 +45,7 @@ def run_memory(
     source: checks.Source,
     shape: PlugLMConfig,
     weights: dict[str, Tensor],
-    start: checks.Start,
+    start: Start,
 ) -> Iterator[RunMemory]:
     """The memory, live with the keys of the run's weights, for as long as the block lasts.
 
@@ -74,7 +75,7 @@ def _started(
     source: checks.Source,
     shape: PlugLMConfig,
     weights: dict[str, Tensor],
-    start: checks.Start,
+    start: Start,
 ) -> RayMemory:
     settings = config.memory
     device = "cuda" if settings.gpus_per_shard > 0 else "cpu"
@@ -114,7 +115,7 @@ def _attached(config: PretrainConfig, source: checks.Source) -> RayMemory:
     return memory
 
 
-def _shown(memory: RayMemory, weights: dict[str, Tensor], start: checks.Start) -> EpochPin:
+def _shown(memory: RayMemory, weights: dict[str, Tensor], start: Start) -> EpochPin:
     """Make the run's weights live on a server, and pin the epoch.
 
     Its content stays as it is: others may have edited it on purpose.

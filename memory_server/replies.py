@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from memory_server.api import Retrieved
-from memory_server.index.merge import merge_order
+from memory_server.index.merge import best_hits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +54,17 @@ def combine_replies(replies: Sequence[ShardReply], k: int) -> ShardReply:
     if len(replies) == 1:
         return replies[0]
     epoch, encoder_step = epochs.pop()
-    ids_GBK = np.stack([reply.ids for reply in replies])
-    scores_GBK = np.stack([reply.scores for reply in replies])
-    order_Bk = merge_order(torch.from_numpy(scores_GBK), torch.from_numpy(ids_GBK), k).numpy()
-    _, rows, hits = ids_GBK.shape
-    shard_Bk, hit_Bk = np.divmod(order_Bk, hits)
-    # Where a winner lies when all shards' hits are one below the other.
-    at_Bk = (shard_Bk * rows + np.arange(rows)[:, None]) * hits + hit_Bk
-    tokens = [reply.tokens.reshape(rows * hits, reply.tokens.shape[2]) for reply in replies]
-    doc_ids = [reply.doc_ids.reshape(-1) for reply in replies]
+    ids_BM, scores_BM, doc_ids_BM, tokens_BMS = (
+        np.concatenate([getattr(reply, name) for reply in replies], axis=1)
+        for name in ("ids", "scores", "doc_ids", "tokens")
+    )
+    at_Bk = best_hits(scores_BM, ids_BM, k)
     return ShardReply(
         shard=replies[0].shard,
-        ids=ids_GBK.reshape(-1).take(at_Bk),
-        scores=scores_GBK.reshape(-1).take(at_Bk),
-        doc_ids=np.concatenate(doc_ids).take(at_Bk),
-        tokens=np.concatenate(tokens).take(at_Bk, axis=0),
+        ids=ids_BM.take(at_Bk),
+        scores=scores_BM.take(at_Bk),
+        doc_ids=doc_ids_BM.take(at_Bk),
+        tokens=tokens_BMS.reshape(-1, tokens_BMS.shape[2]).take(at_Bk, axis=0),
         epoch=epoch,
         encoder_step=encoder_step,
         exact=all(reply.exact for reply in replies),
@@ -79,11 +75,15 @@ def as_retrieved(
     reply: ShardReply, *, device: torch.device, missing_shards: tuple[int, ...]
 ) -> Retrieved:
     """The one reply as an answer; its tensors are its own, while a reply may be a view."""
+    ids, scores, doc_ids = (
+        array if array.flags.owndata else array.copy()
+        for array in (reply.ids, reply.scores, reply.doc_ids)
+    )
     return Retrieved(
-        ids=torch.from_numpy(reply.ids.copy()).to(device),
-        scores=torch.from_numpy(reply.scores.copy()).to(device),
+        ids=torch.from_numpy(ids).to(device),
+        scores=torch.from_numpy(scores).to(device),
         tokens=torch.from_numpy(reply.tokens.astype(np.int64)).to(device),
-        doc_ids=torch.from_numpy(reply.doc_ids.copy()).to(device),
+        doc_ids=torch.from_numpy(doc_ids).to(device),
         epoch=reply.epoch,
         encoder_step=reply.encoder_step,
         missing_shards=missing_shards,

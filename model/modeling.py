@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from model.outputs import PlugLMOutput
 from model.plug import lookup_of
 from model.query_norm import QueryBatchNorm, sum_over_ranks
 from model.reading import read_memory
+from model.recompute import AskedOnce, run_layer
 from model.retrieval import LayerRetrieval, Lookup, ReadMemory
 from model.rows import Rows
 
@@ -34,7 +36,7 @@ class PlugLMPreTrainedModel(PreTrainedModel):
     config: PlugLMConfig
     config_class = PlugLMConfig
     base_model_prefix = "pluglm"
-    supports_gradient_checkpointing = False
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
 
     def attach(self, memory: Any, k: int | None = None) -> None:
@@ -87,6 +89,22 @@ class PlugLMPreTrainedModel(PreTrainedModel):
             if is_key_weight(name, self.config)
         }
 
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = run_layer,
+        every_n_layers: int = 1,
+    ) -> None:
+        """What `activation_checkpointing_enable` calls."""
+        if enable and every_n_layers != 1:
+            raise ValueError(f"every_n_layers = {every_n_layers}: must be 1, every layer")
+        if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+            raise ValueError(
+                "use_reentrant = True: a layer that reads a memory can only be recomputed with "
+                "use_reentrant = False, which is the default"
+            )
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func)
+
     def _reported(self, encoded: PlugLMOutput) -> tuple[LayerRetrieval, ...] | None:
         return encoded.retrievals if self.config.output_retrievals else None
 
@@ -129,6 +147,7 @@ class PlugLMModel(PlugLMPreTrainedModel):
             self.entry_encoder = EntryEncoder(config)
         self._lookup: Lookup | None = None
         self._said = False
+        self.gradient_checkpointing = False
         self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
@@ -207,17 +226,18 @@ class PlugLMModel(PlugLMPreTrainedModel):
         hidden_states = [rows.unpack(x)] if output_hidden_states else None
         retrievals: list[LayerRetrieval] = []
         last = len(self.layers) - 1
+        again = self.gradient_checkpointing and self.training
         for i, layer in enumerate(self.layers):
             wanted = chosen if i == last else None
             if isinstance(layer, MemoryLayer):
-                read = None if lookup is None else self._reader(lookup, layer.index)
-                x, retrieval = layer(
-                    x, rows, read=read, chosen=wanted, output_attention=output_attention
-                )
+                asked = AskedOnce(lookup) if lookup is not None and again else lookup
+                read = None if asked is None else self._reader(asked, layer.index)
+                options = {"read": read, "chosen": wanted, "output_attention": output_attention}
+                x, retrieval = run_layer(layer, again, x, rows, **options)
                 if retrieval is not None:
                     retrievals.append(retrieval)
             else:
-                x = layer(x, rows, wanted)
+                x = run_layer(layer, again, x, rows, wanted)
             if hidden_states is not None:
                 hidden_states.append(x if wanted is not None else rows.unpack(x))
         hidden = x if chosen is not None else rows.unpack(x)

@@ -10,6 +10,8 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor, nn
 
+from model.recompute import is_recomputing
+
 log = logging.getLogger(__name__)
 
 EPS = 1e-5
@@ -65,10 +67,11 @@ class QueryBatchNorm(nn.Module):
             raise ValueError(
                 "query_norm 'batch' needs at least 2 sequences per step over all ranks"
             )
-        with torch.no_grad():
-            self._move(self.running_mean, mean_Q)
-            self._move(self.running_var, var_Q * n / (n - 1))
-            self.num_batches_tracked += 1
+        if not is_recomputing():
+            with torch.no_grad():
+                self._move(self.running_mean, mean_Q)
+                self._move(self.running_var, var_Q * n / (n - 1))
+                self.num_batches_tracked += 1
         return mean_Q, var_Q
 
     @staticmethod

@@ -36,7 +36,8 @@ def read_memory(
 
     Args:
         query_BQ: the layer's queries; searched in float32 and without gradient.
-        lookup: the memory.
+        lookup: the memory; with a true attribute `takes_any_query` it is also asked what is not
+            finite, because ranks that train together must all get to the end of a pass.
         encode: the model's entry encoder.
         layer: index of the asking layer, for messages.
 
@@ -45,7 +46,8 @@ def read_memory(
             dtypes, or tokens that this model does not have.
     """
     asked_BQ = query_BQ.detach().float()
-    if not torch.compiler.is_compiling() and not bool(torch.isfinite(asked_BQ).all()):
+    checked = not torch.compiler.is_compiling() and not getattr(lookup, "takes_any_query", False)
+    if checked and not bool(torch.isfinite(asked_BQ).all()):
         raise QueryNotFinite(
             f"the query of memory layer {layer} holds NaN or infinity, so nothing can be searched; "
             "the weights or the activations below it are not finite (a diverged training, or a "

@@ -2,8 +2,7 @@
 
 A checkpoint is written under a temporary name and renamed when every rank has finished, and an old
 one is renamed before it is removed, so a directory named ``step-00000100`` is whole whenever the
-process died. `state.json` ties together what belongs together: DeepSpeed's files, the data cursor,
-and the memory's epoch.
+process died. What is in it, and whether it is undamaged, is told by `trainer.checkpoint_state`.
 """
 
 from __future__ import annotations
@@ -15,50 +14,52 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from trainer.data.cursor import Cursor
+from trainer.checkpoint_state import (
+    STATE,
+    CheckpointState,
+    read_state,
+    read_verified,
+    state_text,
+)
 from trainer.errors import CheckpointError
+from trainer.parameter_files import PARAMETERS, Written, write_index
+from trainer.tensor_files import FileRecord, TensorSource, write_json, write_tensors
 
-FORMAT = "pluglm-checkpoint-1"
+__all__ = [
+    "CHECKPOINTS",
+    "CheckpointState",
+    "Written",
+    "abandon",
+    "begin",
+    "checkpoint_path",
+    "checkpoint_step",
+    "commit",
+    "committed_checkpoints",
+    "latest_checkpoint",
+    "read_key_weights",
+    "read_parts_written",
+    "read_rng",
+    "read_state",
+    "read_verified",
+    "temporary_path",
+    "wait_for_directory",
+    "write_part",
+    "write_rng",
+]
+
 CHECKPOINTS = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})")
-_STATE = "state.json"
 _KEY_WEIGHTS = "key_weights.safetensors"
 _LOOK_EVERY_S = 0.1
+_SHARE = "run.dir must be one directory on a file system that all nodes share"
 _WRITING, _REPLACED, _REMOVED = ".writing-", ".replaced-", ".removed-"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointState:
-    """What a checkpoint is of.
-
-    Attributes:
-        step: optimizer steps done.
-        cursor: place in the data.
-        trainers, zero_stage: of the run that wrote it; DeepSpeed's files need the same ones.
-        content_version: content of the memory epoch that was live.
-        encoder_step: the step whose weights made its keys (they are in the checkpoint).
-        published_step: the step from which the next refresh is counted. Weights that were on their
-            way into the memory are lost with the run, so it is that of the live keys.
-        settings: the run's settings as nested plain values, so that a resumed run can tell what
-            changed; empty in a state that was not read from a checkpoint.
-    """
-
-    step: int
-    cursor: Cursor
-    trainers: int
-    zero_stage: int
-    content_version: str
-    encoder_step: int
-    published_step: int
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def checkpoint_path(run_dir: Path, step: int) -> Path:
@@ -86,32 +87,9 @@ def committed_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir())
 
 
-def read_state(checkpoint: Path) -> CheckpointState:
-    """Read `state.json`.
-
-    Raises:
-        CheckpointError: missing, damaged or of another format; the file is named.
-    """
-    path = checkpoint / _STATE
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.pop("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
-        sizes = raw.pop("file_bytes")
-        state = CheckpointState(**{**raw, "cursor": Cursor.from_json(raw["cursor"])})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}); remove this checkpoint to resume from the one before"
-        ) from error
-    for name, size in sizes.items():
-        file = checkpoint / name
-        actual = file.stat().st_size if file.exists() else None
-        if actual != size:
-            raise CheckpointError(
-                f"{file} is {'missing' if actual is None else f'{actual} bytes'}, but {size} bytes "
-                "were written; remove this checkpoint to resume from the one before"
-            )
-    return state
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step in the name of a committed checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def read_key_weights(checkpoint: Path) -> dict[str, Tensor]:
@@ -137,73 +115,115 @@ def temporary_path(run_dir: Path, step: int) -> Path:
     return final.with_name(f"{_WRITING}{final.name}")
 
 
-def write_rng(directory: Path, rank: int) -> None:
-    """Write this rank's random state: dropout goes on where it stopped."""
+def wait_for_directory(temporary: Path, rank: int, *, patience_s: float) -> None:
+    """Wait until a rank sees the directory that rank 0 has made for a checkpoint.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    deadline = time.monotonic() + patience_s
+    while not temporary.is_dir():
+        if time.monotonic() >= deadline:
+            raise CheckpointError(
+                f"rank 0 has made {temporary}, but rank {rank} does not see it: {_SHARE}"
+            )
+        time.sleep(_LOOK_EVERY_S)
+
+
+def write_rng(directory: Path, rank: int) -> dict[str, FileRecord]:
+    """Write this rank's random state: dropout goes on where it stopped. Returns what was written.
+
+    Raises:
+        OSError: the disk refused.
+    """
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
-    save_file(states, directory / _rng_file(rank))
+    sources = [TensorSource.of(name, state) for name, state in states.items()]
+    return {_rng_file(rank): write_tensors(directory / _rng_file(rank), sources)}
 
 
 def read_rng(checkpoint: Path, rank: int) -> None:
-    """Set this rank's random state from a checkpoint."""
-    states = load_file(checkpoint / _rng_file(rank))
+    """Set this rank's random state from a checkpoint of as many ranks.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    path = checkpoint / _rng_file(rank)
+    try:
+        states = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from error
     torch.set_rng_state(states["cpu"])
     if torch.cuda.is_available() and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def check_written(
-    directory: Path, rank: int, patterns: Sequence[str], *, patience_s: float
-) -> None:
-    """Make sure, before committing, that what a rank wrote can be seen here.
+def write_part(directory: Path, rank: int, written: Written) -> None:
+    """Tell rank 0, who commits, that a rank has written all of its files, and which."""
+    draft = directory / f"{_part_file(rank)}.tmp"
+    write_json(draft, written.to_json())
+    draft.rename(directory / _part_file(rank))
+
+
+def read_parts_written(directory: Path, ranks: int, *, patience_s: float) -> list[Written]:
+    """What all ranks have written, before committing.
 
     Args:
         directory: of the checkpoint that is being written.
-        rank: whose files.
-        patterns: of the engine's files of that rank, relative to the directory.
-        patience_s: how long to look; a network's file system may show them a little later.
+        ranks: how many.
+        patience_s: how long to look; a network's file system may show files a little later.
 
     Raises:
-        CheckpointError: a file is not there.
+        CheckpointError: a rank's files are not there.
     """
     deadline = time.monotonic() + patience_s
-    for pattern in (_rng_file(rank), *patterns):
-        while not any(directory.glob(pattern)):
-            if time.monotonic() < deadline:
-                time.sleep(_LOOK_EVERY_S)
-                continue
-            raise CheckpointError(
-                f"rank {rank} has written {pattern}, but rank 0 does not see it in {directory}: "
-                "run.dir must be one directory on a file system that all nodes share"
-            )
+    written = []
+    for rank in range(ranks):
+        _wait_for(directory, _part_file(rank), rank, deadline)
+        text = (directory / _part_file(rank)).read_text(encoding="utf-8")
+        own = Written.from_json(json.loads(text))
+        for name in own.files:
+            _wait_for(directory, name, rank, deadline)
+        written.append(own)
+    return written
 
 
 def commit(
-    run_dir: Path, state: CheckpointState, key_weights: Mapping[str, Tensor], *, keep: int
+    run_dir: Path,
+    state: CheckpointState,
+    key_weights: Mapping[str, Tensor],
+    written: Sequence[Written],
+    *,
+    keep: int,
 ) -> Path:
     """Complete and publish a checkpoint whose ranks have all written (rank 0 only).
 
     Everything is synced before the rename, and only then are older checkpoints removed.
+
+    Args:
+        run_dir: the run's directory.
+        state: what the checkpoint is of.
+        key_weights: those that made the live keys.
+        written: what each rank wrote, in their order.
+        keep: how many checkpoints are kept, this one and older ones.
 
     Returns:
         The committed directory.
 
     Raises:
         OSError: the disk refused; the temporary directory is left for `begin` to remove.
+        CheckpointError: the ranks' files do not make a whole.
     """
     temporary = temporary_path(run_dir, state.step)
-    save_file(dict(key_weights), temporary / _KEY_WEIGHTS)
-    inside = sorted(temporary.rglob("*"))
-    files = [p for p in inside if p.is_file()]
-    values: dict[str, Any] = {
-        **asdict(state),
-        "cursor": state.cursor.to_json(),
-        "format": FORMAT,
-        "file_bytes": {str(p.relative_to(temporary)): p.stat().st_size for p in files},
-    }
-    (temporary / _STATE).write_text(json.dumps(values, indent=1), encoding="utf-8")
-    for path in [*inside, temporary / _STATE, temporary]:
+    files = {name: record for own in written for name, record in own.files.items()}
+    files[PARAMETERS] = write_index(temporary, written)
+    sources = [TensorSource.of(name, weight) for name, weight in key_weights.items()]
+    files[_KEY_WEIGHTS] = write_tensors(temporary / _KEY_WEIGHTS, sources)
+    for rank in range(len(written)):
+        (temporary / _part_file(rank)).unlink(missing_ok=True)
+    (temporary / STATE).write_text(state_text(state, files), encoding="utf-8")
+    for path in [*sorted(temporary.iterdir()), temporary]:
         _sync(path)
     final = checkpoint_path(run_dir, state.step)
     if final.exists():
@@ -216,7 +236,10 @@ def commit(
     else:
         temporary.rename(final)
     _sync(final.parent)
-    for old in committed_checkpoints(run_dir)[:-keep]:
+    # A later step can only be one that the run did not resume from, because it is damaged: it must
+    # not make this one count as old.
+    until_now = [p for p in committed_checkpoints(run_dir) if checkpoint_step(p) <= state.step]
+    for old in until_now[:-keep]:
         _remove(old)
     return final
 
@@ -232,6 +255,21 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(removed, ignore_errors=True)
     checkpoint.rename(removed)
     shutil.rmtree(removed)
+
+
+def _wait_for(directory: Path, name: str, rank: int, deadline: float) -> None:
+    """Wait until a file of a rank can be seen here."""
+    while not (directory / name).exists():
+        if time.monotonic() >= deadline:
+            raise CheckpointError(
+                f"rank {rank} has written {name}, but rank 0 does not see it in {directory}: "
+                f"{_SHARE}"
+            )
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _part_file(rank: int) -> str:
+    return f"part-{rank:05d}.json"
 
 
 def _rng_file(rank: int) -> str:

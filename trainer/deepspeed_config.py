@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer.settings import ConfigError, TrainSettings
+from trainer.deepspeed_json import check_keys, check_supported
+from trainer.settings import NVME_NEEDS, ConfigError, TrainSettings
 
 # What the run's own settings decide: the engine, the schedule and the checkpoints rely on them.
 _DECIDED = {
@@ -17,7 +18,14 @@ _DECIDED = {
     ("optimizer",): "the section optim",
     ("scheduler",): "the section optim",
     ("zero_optimization", "stage"): "runtime.zero_stage",
+    ("zero_optimization", "offload_optimizer", "device"): "runtime.offload_optimizer",
+    ("zero_optimization", "offload_optimizer", "nvme_path"): "runtime.nvme_path",
+    ("zero_optimization", "offload_param", "device"): "runtime.offload_parameters",
+    ("zero_optimization", "offload_param", "nvme_path"): "runtime.nvme_path",
+    ("zero_allow_untested_optimizer",): "the section optim, whose optimizer is not DeepSpeed's",
+    ("zero_force_ds_cpu_optimizer",): "the section optim, whose optimizer is not DeepSpeed's",
     ("bf16", "enabled"): "runtime.precision",
+    ("bfloat16", "enabled"): "runtime.precision",
     ("fp16", "enabled"): "runtime.precision",
 }
 
@@ -30,41 +38,74 @@ def deepspeed_config(settings: TrainSettings, *, on_gpu: bool) -> dict[str, Any]
         on_gpu: whether trainers run on GPUs.
 
     Raises:
-        ConfigError: the user's JSON cannot be read, or says otherwise than the run's own settings.
+        ConfigError: the user's JSON cannot be read, or says otherwise than the run's own settings,
+            or asks for what the engine does not do; or the settings need a GPU and there is none.
     """
+    runtime = settings.runtime
+    generated = _generated(settings, on_gpu=on_gpu)
+    for key in ("offload_optimizer", "offload_parameters"):
+        if getattr(runtime, key) == "nvme" and not on_gpu:
+            raise ConfigError(f'runtime.{key} = "nvme": {NVME_NEEDS}')
+    if not runtime.deepspeed_config:
+        return generated
+    file = f"runtime.deepspeed_config = {runtime.deepspeed_config}"
+    given = _without_auto(_read(runtime.deepspeed_config))
+    check_keys(given, file)
+    conflicts = []
+    for keys, decider in _DECIDED.items():
+        ours, theirs = _at(generated, keys), _at(given, keys)
+        if theirs is not None and theirs != ours:
+            here = "not given" if ours is None else json.dumps(ours)
+            conflicts.append(
+                f"{'.'.join(keys)} = {json.dumps(theirs)} there, {here} here, which {decider} "
+                "decides"
+            )
+    if conflicts:
+        raise ConfigError(
+            f"{file} contradicts the run's settings: {'; '.join(conflicts)}; remove it there, or "
+            "change the setting"
+        )
+    merged = merge_over(generated, given)
+    check_supported(merged, file)
+    return merged
+
+
+def _generated(settings: TrainSettings, *, on_gpu: bool) -> dict[str, Any]:
     runtime, optim = settings.runtime, settings.optim
-    generated: dict[str, Any] = {
+    zero: dict[str, Any] = {
+        "stage": runtime.zero_stage,
+        "contiguous_gradients": True,
+        # Overlap uses CUDA streams; on the CPU there are none.
+        "overlap_comm": on_gpu,
+        # A model below this many elements stays whole under stage 3; the default would never
+        # partition a small one, so that a test of stage 3 would test nothing.
+        "stage3_param_persistence_threshold": 10_000,
+    }
+    for ours, theirs in _OFFLOADED:
+        device = getattr(runtime, ours)
+        if device != "none":
+            zero[theirs] = {"device": device, "pin_memory": on_gpu}
+        if device == "nvme":
+            zero[theirs]["nvme_path"] = runtime.nvme_path
+    return {
         "train_batch_size": optim.batch_size,
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.accumulation_steps,
         "gradient_clipping": optim.grad_clip,
-        "zero_optimization": {
-            "stage": runtime.zero_stage,
-            "contiguous_gradients": True,
-            # Overlap uses CUDA streams; on the CPU there are none.
-            "overlap_comm": on_gpu,
-            # A model below this many elements stays whole under stage 3; the default would never
-            # partition a small one, so that a test of stage 3 would test nothing.
-            "stage3_param_persistence_threshold": 10_000,
-        },
-        # torch's AdamW, not DeepSpeed's: the same update on CPU and GPU, nothing to compile.
+        "zero_optimization": zero,
+        # torch's AdamW and our LAMB, not DeepSpeed's: the same update on CPU and GPU, also where
+        # moments are offloaded, and nothing to compile.
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": runtime.precision == "bf16"},
+        "zero_force_ds_cpu_optimizer": False,
+        # A step whose gradient is not finite is left out in every number format.
+        "bf16": {"enabled": runtime.precision == "bf16", "check_grad_overflow": True},
         "fp16": {"enabled": runtime.precision == "fp16"},
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }
-    if not runtime.deepspeed_config:
-        return generated
-    given = _read(runtime.deepspeed_config)
-    for keys, decider in _DECIDED.items():
-        ours, theirs = _at(generated, keys), _at(given, keys)
-        if theirs is not None and theirs != ours:
-            raise ConfigError(
-                f"runtime.deepspeed_config = {runtime.deepspeed_config} sets {'.'.join(keys)} = "
-                f"{json.dumps(theirs)}, which {decider} decides; remove it there"
-            )
-    return merge_over(generated, given)
+
+
+_OFFLOADED = (("offload_optimizer", "offload_optimizer"), ("offload_parameters", "offload_param"))
 
 
 def merge_over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +124,15 @@ def _at(values: dict[str, Any], keys: tuple[str, ...]) -> Any:
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
     return found
+
+
+def _without_auto(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is "auto": it means that whoever reads the file decides."""
+    return {
+        key: _without_auto(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value != "auto"
+    }
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -11,9 +11,7 @@ from torch import Tensor
 
 def broadcast_integers(values: Sequence[int], device: torch.device) -> list[int]:
     """Give every rank rank 0's integers; collective. Others pass as many placeholders."""
-    tensor = torch.tensor(list(values), dtype=torch.int64, device=device)
-    dist.broadcast(tensor, src=0)
-    return [int(v) for v in tensor.tolist()]
+    return _from_rank(0, values, device)
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
@@ -25,3 +23,32 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 def barrier() -> None:
     """Wait until every rank is here."""
     dist.barrier()
+
+
+def first_failure(message: str | None, device: torch.device) -> str | None:
+    """Agree on whether a rank has failed; collective.
+
+    Args:
+        message: why this rank has; None: it has not.
+        device: of the process group's tensors.
+
+    Returns:
+        The message of the first rank that has failed, on every rank; None: none has.
+    """
+    ranks = dist.get_world_size()
+    text = (message or "").encode()
+    failed = ranks if message is None else dist.get_rank()
+    first = torch.tensor(failed, device=device)
+    dist.all_reduce(first, op=dist.ReduceOp.MIN)
+    source = int(first)
+    if source == ranks:
+        return None
+    (length,) = _from_rank(source, [len(text)], device)
+    own = list(text) if dist.get_rank() == source else [0] * length
+    return bytes(_from_rank(source, own, device)).decode()
+
+
+def _from_rank(rank: int, values: Sequence[int], device: torch.device) -> list[int]:
+    tensor = torch.tensor(list(values), dtype=torch.int64, device=device)
+    dist.broadcast(tensor, src=rank)
+    return [int(v) for v in tensor.tolist()]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,13 +16,17 @@ from torch import Tensor, nn
 from model import PlugLMForMaskedLM, is_key_weight
 from model.query_norm import QueryBatchNorm
 from trainer.deepspeed_config import deepspeed_config
+from trainer.distributed import sum_over_ranks
+from trainer.engine_counters import leave_step_out, read_counters, set_counters
+from trainer.held_layouts import held_state
+from trainer.lamb import Lamb
 from trainer.optim import lr_factor, make_optimizer
-from trainer.settings import TrainSettings
+from trainer.parameter_files import Written, load_buffers, read_parts, write_buffers, write_parts
+from trainer.settings import ConfigError, TrainSettings
 
 # A rank that waits for a refresh waits inside a collective; a dead rank is noticed by the driver,
 # which ends the others, so this bound need not be short.
 _COLLECTIVE_TIMEOUT = timedelta(hours=24)
-_TAG = "engine"
 
 
 def start_process_group(device: str, *, rank: int, world_size: int, init_method: str) -> None:
@@ -62,8 +65,14 @@ class TrainingEngine:
         deepspeed = _deepspeed(device)
         self.settings = settings
         self.device = torch.device(device)
+        runtime = settings.runtime
+        _check_number_format(deepspeed, runtime.precision)
         nn.Module.to(model, self.device)
         model.share_statistics()
+        if runtime.activation_checkpointing:
+            model.activation_checkpointing_enable()
+        # What DeepSpeed does not wrap, and where it neither scales the loss nor tells the norm.
+        self._bare = runtime.zero_stage == 0 and runtime.precision == "fp32"
         optimizer = make_optimizer(model, settings.optim)
         factor = lr_factor(settings.optim)
         self._engine, *_ = deepspeed.initialize(
@@ -73,12 +82,26 @@ class TrainingEngine:
             config=deepspeed_config(settings, on_gpu=device == "cuda"),
             dist_init_required=False,
         )
-        self._unwrapped_grad_norm = torch.zeros(())
+        self._bare_norm = torch.zeros(())
+        self._scale_of_step = 1.0
+        self._undo_first_update()
+        if isinstance(optimizer, Lamb):
+            sliced = runtime.zero_stage > 0
+            layouts = held_state(self._engine).layouts()
+            optimizer.set_layouts(layouts, sum_over_ranks if sliced else None)
         for module in model.modules():
             if isinstance(module, QueryBatchNorm):
                 # DeepSpeed casts buffers with the weights; running statistics need float32.
                 module.running_mean = module.running_mean.float()
                 module.running_var = module.running_var.float()
+
+    def _undo_first_update(self) -> None:
+        """Stage 0 with narrow weights: DeepSpeed makes the moments by an update without gradient,
+        which decays the weights and counts as a step."""
+        refresh = getattr(self._engine.optimizer, "refresh_fp32_params", None)
+        if self.settings.runtime.zero_stage == 0 and refresh is not None:
+            self._engine.basic_optimizer.state.clear()
+            refresh()
 
     @property
     def model(self) -> PlugLMForMaskedLM:
@@ -95,19 +118,20 @@ class TrainingEngine:
     def grad_norm(self) -> float:
         """Norm of the last step's gradient, over ranks, before clipping; waits for the device."""
         known = self._engine.get_global_grad_norm()
-        return float(self._unwrapped_grad_norm if known is None else known)
+        return float(self._bare_norm if known is None else known) / self._scale_of_step
 
     @property
-    def overflowed(self) -> bool:
-        """Whether the last step was left out because fp16 could not hold its gradient."""
-        fp16 = self.settings.runtime.precision == "fp16"
-        return fp16 and not self._engine.was_step_applied()
+    def step_applied(self) -> bool:
+        """Whether the last step changed the weights, the same on all ranks.
+
+        A step whose gradient is not finite is left out, under every stage and number format.
+        """
+        return bool(self._engine.was_step_applied())
 
     @property
-    def gradient_was_finite(self) -> bool:
-        """Whether the last step's gradient was finite; waits for the device."""
-        # ZeRO leaves out a step of such a gradient in any number format, and may not tell its norm.
-        return bool(self._engine.was_step_applied()) and math.isfinite(self.grad_norm)
+    def scales_loss(self) -> bool:
+        """Whether a step may be left out only because fp16 could not hold its gradient."""
+        return self.settings.runtime.precision == "fp16"
 
     def weights_are_finite(self) -> bool:
         """Whether this rank's part of the weights is finite; not collective, waits."""
@@ -116,20 +140,36 @@ class TrainingEngine:
         return bool(torch.stack([torch.isfinite(part).all() for part in parts]).all())
 
     def forward_backward(self, **inputs: Any) -> Any:
-        """One micro-batch: forward pass and backward pass; returns the model's output."""
+        """One micro-batch: forward pass and backward pass; returns the model's output.
+
+        A loss that is not finite makes the whole gradient so, and with it every rank's.
+        """
         output = self._engine(**inputs)
-        self._engine.backward(output.loss)
+        finite = torch.isfinite(output.loss.detach())
+        loss = output.loss * torch.where(finite, 1.0, torch.nan).to(output.loss.dtype)
+        if self._unscaled:
+            loss = loss.float() * self._engine.optimizer.loss_scale
+        self._engine.backward(loss)
         return output
 
     def step(self) -> None:
         """After every micro-batch: reduces; at the accumulation boundary updates the weights."""
-        runtime = self.settings.runtime
-        unwrapped = runtime.zero_stage == 0 and runtime.precision == "fp32"
-        if unwrapped and self._engine.is_gradient_accumulation_boundary():
+        boundary = self._engine.is_gradient_accumulation_boundary()
+        if boundary and self._unscaled:
+            self._scale_of_step = float(self._engine.optimizer.loss_scale)
+        if boundary and self._bare:
             # Here DeepSpeed clips, but does not tell the norm. The gradients are reduced by now.
             grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-            self._unwrapped_grad_norm = torch.nn.utils.get_total_norm(grads)
+            self._bare_norm = torch.nn.utils.get_total_norm(grads)
+            if not bool(torch.isfinite(self._bare_norm)):
+                leave_step_out(self._engine)
+                return
         self._engine.step()
+
+    @property
+    def _unscaled(self) -> bool:
+        """Stage 0 with fp16: DeepSpeed divides gradients by a scale that it left out before."""
+        return self.scales_loss and self.settings.runtime.zero_stage == 0
 
     def train(self, mode: bool = True) -> None:
         """Switch between training and evaluation mode."""
@@ -158,29 +198,56 @@ class TrainingEngine:
         with deepspeed.zero.GatheredParameters([p for _, p in named], modifier_rank=None):
             return {name: _copy(p) for name, p in named}
 
-    def save(self, directory: Path) -> None:
-        """Write weights, optimizer and schedule below the directory; collective."""
-        self._engine.save_checkpoint(str(directory), tag=_TAG, save_latest=False)
-
-    def saved_files(self, rank: int) -> list[str]:
-        """Patterns of what `save` writes for a rank, relative to its directory."""
-        stage = self.settings.runtime.zero_stage
-        files = [] if rank and stage < 3 else [f"{_TAG}/*mp_rank_00_model_states.pt"]
-        if stage == 3:
-            files = [f"{_TAG}/*zero_pp_rank_{rank}_mp_rank_00_model_states.pt"]
-        if stage > 0:
-            files.append(f"{_TAG}/*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
-        return files
-
-    def load(self, directory: Path) -> None:
-        """Read what `save` wrote with the same number of trainers and ZeRO stage; collective.
+    def save(self, directory: Path) -> Written:
+        """Write this rank's part of weights, moments and buffers; not collective.
 
         Raises:
-            FileNotFoundError: nothing is there.
+            OSError: the disk refused.
         """
-        found, _ = self._engine.load_checkpoint(str(directory), tag=_TAG)
-        if found is None:
-            raise FileNotFoundError(f"{directory} holds no DeepSpeed checkpoint")
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        written = write_parts(directory, held_state(self._engine), rank=rank, ranks=ranks)
+        if rank == 0:
+            # They are the same on every rank.
+            written.files.update(write_buffers(directory, self.model))
+        return written
+
+    def counters(self) -> dict[str, Any]:
+        """What `load` needs beside the files: steps, and the loss scale of fp16. Plain values."""
+        return read_counters(self._engine)
+
+    def load(self, directory: Path, counters: Mapping[str, Any]) -> None:
+        """Read what any number of trainers wrote under any ZeRO stage; collective.
+
+        Args:
+            directory: the checkpoint.
+            counters: as `counters` told them when it was written.
+
+        Raises:
+            CheckpointError: it is damaged, or of another model.
+        """
+        shapes = {
+            name: tuple(getattr(p, "ds_shape", p.shape))
+            for name, p in self.model.named_parameters()
+        }
+        held = held_state(self._engine)
+        steps = counters["global_steps"] - counters["skipped_steps"]
+        read_parts(directory, held, shapes, step=steps)
+        load_buffers(directory, self.model)
+        held.spread()
+        set_counters(self._engine, counters)
+
+
+def _check_number_format(deepspeed: Any, precision: str) -> None:
+    accelerator = deepspeed.accelerator.get_accelerator()
+    for name, supported in (
+        ("fp16", accelerator.is_fp16_supported),
+        ("bf16", accelerator.is_bf16_supported),
+    ):
+        if precision == name and not supported():
+            raise ConfigError(
+                f'runtime.precision = "{name}": the {accelerator.device_name()} of this machine '
+                'cannot compute in it; "fp32" works everywhere'
+            )
 
 
 def _copy(parameter: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from memory_server.api import Memory, Retrieved
-from model import PlugLMConfig, QueryNotFinite
+from model import PlugLMConfig
 from trainer import checkpoint as checkpoints
 from trainer.build import build_model
 from trainer.checkpoint import CheckpointState
@@ -25,7 +26,6 @@ from trainer.data import rng
 from trainer.data.stream import TrainBatch
 from trainer.distributed import barrier, sum_over_ranks
 from trainer.engine import TrainingEngine, start_process_group, stop_process_group
-from trainer.errors import TrainingError
 from trainer.evaluate import right_entries
 from trainer.export import export_model
 from trainer.follower import MemoryFollower
@@ -35,6 +35,7 @@ from trainer.meters import RunningMeans, StepTimer
 from trainer.metrics import MetricsWriter
 from trainer.saving import CheckpointSaver
 from trainer.settings import TrainSettings
+from trainer.skipping import SkippedSteps
 from trainer.task import Stream, Task
 
 
@@ -55,6 +56,7 @@ class TrainJob:
         start: step, cursor and refresh state at the start.
         resolved_config: the settings as nested plain values, shown by wandb and kept in every
             checkpoint.
+        notes: what happened at the start, such as a damaged checkpoint; recorded as events.
     """
 
     settings: TrainSettings
@@ -70,6 +72,7 @@ class TrainJob:
     checkpoint: Path | None
     start: CheckpointState
     resolved_config: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +129,7 @@ class _Run:
         self.job, self.rank, self.control, self.metrics = job, rank, control, metrics
         self.settings = settings
         self.step = start.step
-        torch.manual_seed(settings.run.seed * 1_000_003 + rank)
+        torch.manual_seed(_rng_seed(settings, rank, 0))
         model = build_model(
             PlugLMConfig.from_dict(job.model_config),
             seed=settings.run.seed,
@@ -134,10 +137,16 @@ class _Run:
         )
         self.engine = TrainingEngine(model, settings, job.device)
         if job.checkpoint is not None:
-            self.engine.load(job.checkpoint)
-            checkpoints.read_rng(job.checkpoint, rank)
+            self.engine.load(job.checkpoint, start.engine)
+            if start.trainers == settings.runtime.trainers:
+                checkpoints.read_rng(job.checkpoint, rank)
+            else:
+                # Ranks are others than they were: each has random numbers of its own from here.
+                torch.manual_seed(_rng_seed(settings, rank, start.step))
             if metrics is not None:
                 metrics.truncate_after(start.step)
+        for note in job.notes:
+            self._record("event", self.step, message=note)
         self.follower = MemoryFollower(
             job.memory,
             self.engine,
@@ -162,8 +171,15 @@ class _Run:
             follower=self.follower,
             record=self._record,
             saved_step=start.step if job.checkpoint is not None else -1,
+            corpus_fingerprint=start.corpus_fingerprint,
         )
-        self.last_loss: Tensor | None = None
+        self.skipped = SkippedSteps(
+            self.engine,
+            limit=settings.optim.max_skipped_steps,
+            rank=rank,
+            ranks=settings.runtime.trainers,
+            tell=self._tell,
+        )
         self.memory_bytes = sum(job.memory.info().bytes.values())
         self.lost_shards = LostShards(self._tell)
         self.means, self.timer = RunningMeans(), StepTimer()
@@ -198,14 +214,18 @@ class _Run:
                     break
                 self._train_step(stream)
                 self._log()
+                if self.skipped.too_many:
+                    self.saver.save(self.step, stream.cursor)
+                    saved = checkpoints.checkpoint_path(self.job.run_dir, self.step)
+                    raise self.skipped.error(self.step, saved.name)
                 # What comes once in a while is left out of the steps' speed.
                 with self.timer.paused():
                     if _due(self.step, settings.checkpoint.every_steps):
-                        self.saver.save(self.step, stream.cursor, self.last_loss)
+                        self.saver.save(self.step, stream.cursor)
                     if _due(self.step, settings.evaluate.every_steps):
                         self._evaluate()
             if self.step != self.saver.saved_step:
-                self.saver.save(self.step, stream.cursor, self.last_loss)
+                self.saver.save(self.step, stream.cursor)
         finally:
             stream.close()
         if not stopped:
@@ -225,34 +245,30 @@ class _Run:
         everywhere = sum_over_ranks(labelled.clone())
         parts = self.settings.runtime.trainers * len(batches)
         denominator = (everywhere / parts).clamp(min=1.0).float()
-        losses = []
+        losses, noted = [], []
         for batch in batches:
             excluded_B = self._excluded(batch)
             warming = self.step < optim.retrieval_warmup_steps and batch.positive_tokens is not None
-            try:
-                output = self.engine.forward_backward(
-                    input_ids=batch.input_ids,
-                    attention_mask=batch.attention_mask,
-                    labels=batch.labels,
-                    lookup=self._search(batch, excluded_B),
-                    positive_tokens=batch.positive_tokens if warming else None,
-                    positive_ids=batch.positive_ids,
-                    doc_ids=batch.doc_ids,
-                    retrieval_loss_weight=optim.retrieval_loss_weight,
-                    retrieval_temperature=optim.retrieval_temperature,
-                    loss_denominator=denominator,
-                )
-            except QueryNotFinite as error:
-                raise TrainingError(
-                    f"the query of step {self.step + 1} is not finite: training has diverged; "
-                    "lower optim.lr or optim.memory_lr_scale and resume from the last checkpoint"
-                ) from error
+            output = self.engine.forward_backward(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                labels=batch.labels,
+                lookup=self._search(batch, excluded_B),
+                positive_tokens=batch.positive_tokens if warming else None,
+                positive_ids=batch.positive_ids,
+                doc_ids=batch.doc_ids,
+                retrieval_loss_weight=optim.retrieval_loss_weight,
+                retrieval_temperature=optim.retrieval_temperature,
+                loss_denominator=denominator,
+            )
             self.engine.step()
-            self._note(batch, output, denominator, excluded_B)
+            noted.append(self._numbers(batch, output, denominator, excluded_B))
             losses.append(output.loss.detach())
-        self.last_loss = torch.stack(losses)
         self.step += 1
         self.steps_since_log += 1
+        if not self.skipped.after(self.step, torch.stack(losses)):
+            for weight, values in chain.from_iterable(noted):
+                self.means.add(weight=weight, **values)
 
     def _excluded(self, batch: TrainBatch) -> Tensor:
         """Which sequences must do without their own document, bool [B].
@@ -277,6 +293,8 @@ class _Run:
         exclude = batch.doc_ids.masked_fill(~excluded_B, -1) if bool(excluded_B.any()) else None
 
         def lookup(queries_BQ: Tensor) -> Retrieved:
+            # Its loss is not finite either, so the step will be left out, on all ranks together.
+            queries_BQ = queries_BQ.nan_to_num(0.0, 0.0, 0.0)
             with self.timer.part("retrieval"):
                 found = self.job.memory.search(
                     queries_BQ, memory.top_k, exclude_doc_ids=exclude, epoch=self.follower.epoch
@@ -284,23 +302,26 @@ class _Run:
             self.lost_shards.note(found)
             return found
 
+        lookup.takes_any_query = True  # type: ignore[attr-defined]
         return lookup
 
-    def _note(
+    def _numbers(
         self, batch: TrainBatch, output: Any, denominator: Tensor, excluded_B: Tensor
-    ) -> None:
-        """Queue a micro-batch's numbers; they are reduced when a line is written."""
+    ) -> list[tuple[float, dict[str, float | Tensor]]]:
+        """A micro-batch's numbers, with their weights; they are reduced when a line is written."""
         labels_m = batch.labels[batch.labels != -100]
         masks = len(labels_m)
         correct = (output.logits.detach().argmax(-1) == labels_m).float().sum()
         mlm_loss = output.mlm_loss.detach() * denominator / max(masks, 1)
-        self.means.add(weight=masks, mlm_loss=mlm_loss, mlm_accuracy=correct / max(masks, 1))
-        self.means.add(loss=output.loss)
+        numbers: list[tuple[float, dict[str, float | Tensor]]] = [
+            (masks, {"mlm_loss": mlm_loss, "mlm_accuracy": correct / max(masks, 1)}),
+            (1.0, {"loss": output.loss.detach()}),
+        ]
         if output.retrieval_loss is not None:
-            self.means.add(retrieval_loss=output.retrieval_loss)
+            numbers.append((1.0, {"retrieval_loss": output.retrieval_loss.detach()}))
         could_be_found_B = batch.positive_ids.masked_fill(excluded_B, -1)
         found, asked = right_entries(output.retrievals[-1].retrieved, could_be_found_B)
-        self.means.add(weight=asked, right_entry_rate=found / max(asked, 1.0))
+        return [*numbers, (asked, {"right_entry_rate": found / max(asked, 1.0)})]
 
     def _log(self) -> None:
         """Every few steps: reduce over the ranks, write a line; else only the step's number."""
@@ -308,15 +329,10 @@ class _Run:
         if self.step % self.settings.logging.log_every_steps and self.step != 1:
             return
         means = self.means.take(sum_over_ranks)
-        if math.isnan(means["right_entry_rate"]):
+        if math.isnan(means.get("right_entry_rate", 0.0)):
             del means["right_entry_rate"]  # no sequence could have found its entry
         seconds, total = self.timer.take()
         steps, self.steps_since_log = self.steps_since_log, 0
-        if not math.isfinite(means["loss"]):
-            raise TrainingError(
-                f"the loss is {means['loss']} at step {self.step}: training has diverged; lower "
-                "optim.lr and resume from the last checkpoint"
-            )
         searches = steps * self.settings.accumulation_steps * self.settings.model.memory_layers
         line = {
             **means,
@@ -330,6 +346,9 @@ class _Run:
             "rss_gib": psutil.Process().memory_info().rss / 2**30,
             "memory_bytes": self.memory_bytes,
         }
+        left_out = self.skipped.take()
+        if left_out:
+            line["skipped_steps"] = left_out
         # Every rank asks the same shards: rank 0 tells at once, the line counts all searches.
         taken = torch.tensor(float(self.lost_shards.take()), device=self.engine.device)
         missing = int(sum_over_ranks(taken))
@@ -365,6 +384,12 @@ class _Run:
     def _record(self, kind: str, step: int, **numbers: object) -> None:
         if self.metrics is not None:
             self.metrics.write(kind, step, **numbers)
+
+
+def _rng_seed(settings: TrainSettings, rank: int, step: int) -> int:
+    """Seed of a rank's dropout from a step on; other ranks and steps have others."""
+    place = settings.run.seed * 1_000_003 + rank
+    return place if step == 0 else int(rng.derive_key(place, step)[0]) % 2**63
 
 
 def _due(step: int, every: int) -> bool:

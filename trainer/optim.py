@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.lamb import Lamb
 from trainer.settings import OptimSettings
 
 # `.pooler.` is the entries' and that of each memory layer's query.
@@ -24,7 +25,7 @@ def parameter_groups(model: nn.Module, optim: OptimSettings) -> list[dict[str, A
     """Group parameters by weight decay (matrices only) and learning rate (the memory path's own).
 
     Returns:
-        Non-empty groups for `torch.optim.AdamW`; every trainable parameter is in exactly one.
+        Non-empty groups for a torch optimizer; every trainable parameter is in exactly one.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -42,9 +43,15 @@ def parameter_groups(model: nn.Module, optim: OptimSettings) -> list[dict[str, A
 
 
 def make_optimizer(model: nn.Module, optim: OptimSettings) -> torch.optim.Optimizer:
-    """AdamW over the model's parameter groups, in one kernel per tensor on CPU and GPU alike."""
+    """The optimizer over the model's parameter groups, the same on CPU and GPU.
+
+    LAMB's `set_layouts` must be called where its tensors are not whole parameters.
+    """
+    groups = parameter_groups(model, optim)
+    if optim.optimizer == "lamb":
+        return Lamb(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
     return torch.optim.AdamW(
-        parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
+        groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=optim.fused
     )
 
 

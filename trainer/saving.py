@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
 
 from trainer import checkpoint as checkpoints
 from trainer.checkpoint import CheckpointState
 from trainer.data.cursor import Cursor
-from trainer.distributed import barrier, broadcast_integers, sum_over_ranks
+from trainer.distributed import first_failure, sum_over_ranks
 from trainer.engine import TrainingEngine
 from trainer.errors import CheckpointError, TrainingError
 from trainer.follower import MemoryFollower
@@ -36,6 +34,7 @@ class CheckpointSaver:
         follower: MemoryFollower,
         record: Callable[..., None],
         saved_step: int,
+        corpus_fingerprint: str = "",
         patience_s: float = 60.0,
     ) -> None:
         """Nothing is written yet.
@@ -47,50 +46,52 @@ class CheckpointSaver:
             engine: what is saved; follower: with which keys.
             record: ``record(kind, step, **numbers)`` writes a metrics line (rank 0).
             saved_step: of the checkpoint that the run was resumed from; -1: none.
+            corpus_fingerprint: of the corpus that is trained on.
             patience_s: how long rank 0 looks for what the other ranks wrote.
         """
         self._run_dir, self._settings, self._config = run_dir, settings, resolved_config
         self._rank, self._engine, self._follower = rank, engine, follower
         self._record, self._patience_s = record, patience_s
+        self._corpus_fingerprint = corpus_fingerprint
         self.saved_step = saved_step
 
-    def save(self, step: int, cursor: Cursor, last_loss: Tensor | None) -> None:
+    def save(self, step: int, cursor: Cursor) -> None:
         """Write and commit the checkpoint of a step; collective.
 
         Args:
             step: optimizer steps done.
             cursor: place in the data.
-            last_loss: this rank's loss in the last step; None: this run has done none yet.
 
         Raises:
-            TrainingError: training has diverged: such weights are not kept.
+            TrainingError: the weights are not finite: such ones are not kept.
             CheckpointError: the disk refused, or ranks write to different ones; what was committed
                 before is untouched.
         """
         started = time.perf_counter()
-        self._check_finite(step, last_loss)
+        self._check_finite(step)
         temporary = checkpoints.temporary_path(self._run_dir, step)
-        self._on_rank_0(step, lambda: checkpoints.begin(self._run_dir, step))
-        try:
-            self._engine.save(temporary)
-            checkpoints.write_rng(temporary, self._rank)
-        # torch reports a full disk as a RuntimeError. The others may wait for this rank inside
-        # DeepSpeed's own barrier, so there is nothing to agree on: the driver ends them.
-        except (OSError, RuntimeError) as error:
-            raise self._error(step, error) from error
-        barrier()
-        self._on_rank_0(step, lambda: self._commit(step, cursor, temporary))
+        self._together(step, lambda: self._lead(lambda: checkpoints.begin(self._run_dir, step)))
+        self._together(step, lambda: self._write(temporary))
+        counters = self._engine.counters()
+        self._together(step, lambda: self._lead(lambda: self._commit(step, cursor, counters)))
         self.saved_step = step
         # The checkpoint is there, whatever becomes of this line.
         path = checkpoints.checkpoint_path(self._run_dir, step)
         seconds = time.perf_counter() - started
         self._record("checkpoint", step, seconds=seconds, path=str(path))
 
-    def _commit(self, step: int, cursor: Cursor, temporary: Path) -> None:
+    def _write(self, temporary: Path) -> None:
+        checkpoints.wait_for_directory(temporary, self._rank, patience_s=self._patience_s)
+        written = self._engine.save(temporary)
+        written.files.update(checkpoints.write_rng(temporary, self._rank))
+        checkpoints.write_part(temporary, self._rank, written)
+
+    def _commit(self, step: int, cursor: Cursor, counters: dict[str, Any]) -> None:
         runtime = self._settings.runtime
-        for rank in range(runtime.trainers):
-            files = self._engine.saved_files(rank)
-            checkpoints.check_written(temporary, rank, files, patience_s=self._patience_s)
+        temporary = checkpoints.temporary_path(self._run_dir, step)
+        written = checkpoints.read_parts_written(
+            temporary, runtime.trainers, patience_s=self._patience_s
+        )
         follower = self._follower
         state = CheckpointState(
             step=step,
@@ -102,51 +103,50 @@ class CheckpointSaver:
             # Weights on their way into the memory are lost with the run: a resumed one counts
             # from the keys that it has, and publishes again as soon as that is due.
             published_step=follower.encoder_step,
+            engine=counters,
+            corpus_fingerprint=self._corpus_fingerprint,
             settings=self._config,
         )
         keep = self._settings.checkpoint.keep
-        checkpoints.commit(self._run_dir, state, follower.live_weights, keep=keep)
+        checkpoints.commit(self._run_dir, state, follower.live_weights, written, keep=keep)
 
-    def _check_finite(self, step: int, last_loss: Tensor | None) -> None:
+    def _check_finite(self, step: int) -> None:
         """Refuse weights that nobody can go on from, on every rank together; collective."""
-        engine = self._engine
-        broken = {"weights": not engine.weights_are_finite()}
-        # fp16 leaves out a step whose gradient overflows, and lowers its scale.
-        if last_loss is not None and not engine.overflowed:
-            broken["loss"] = not bool(torch.isfinite(last_loss).all())
-            broken["gradient"] = not engine.gradient_was_finite
-        names = ("loss", "gradient", "weights")
-        flags = torch.tensor([float(broken.get(name, False)) for name in names])
-        counts = sum_over_ranks(flags.to(engine.device)).tolist()
-        found = [name for name, count in zip(names, counts, strict=True) if count]
-        if found:
+        broken = torch.tensor(float(not self._engine.weights_are_finite()))
+        if sum_over_ranks(broken.to(self._engine.device)):
             raise TrainingError(
-                f"not finite at step {step}: {', '.join(found)}; training has diverged, so this "
-                f"step is not saved; {self._kept()}: lower optim.lr and resume with --resume"
+                f"not finite at step {step}: weights; training has diverged, so this step is not "
+                f"saved; {self._kept()}: resume from it with --resume, or start another run with a "
+                "lower optim.lr"
             )
 
-    def _on_rank_0(self, step: int, write: Callable[[], object]) -> None:
-        """Let rank 0 write, and fail on every rank if that failed there; collective."""
-        failure: Exception | None = None
+    def _lead(self, write: Callable[[], object]) -> None:
         if self._rank == 0:
-            try:
-                write()
-            except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
-                failure = error
-        (failed,) = broadcast_integers([int(failure is not None)], self._engine.device)
-        if failed:
-            raise self._error(step, failure or OSError("rank 0 says why")) from failure
+            write()
 
-    def _error(self, step: int, error: Exception) -> CheckpointError:
-        if self._rank == 0:
-            checkpoints.abandon(self._run_dir, step)
+    def _together(self, step: int, write: Callable[[], object]) -> None:
+        """Write, and fail on every rank with the same reason if that failed on one; collective."""
+        failure: Exception | None = None
+        reason: str | None = None
+        try:
+            write()
+        # Some libraries report a full disk as a RuntimeError.
+        except (OSError, RuntimeError, CheckpointError) as error:
+            failure, reason = error, self._told(step, error)
+        told = first_failure(reason, self._engine.device)
+        if told is not None:
+            if self._rank == 0:
+                checkpoints.abandon(self._run_dir, step)
+            raise CheckpointError(told) from failure
+
+    def _told(self, step: int, error: Exception) -> str:
         could_not = f"the checkpoint of step {step} could not be written to {self._run_dir}"
         if isinstance(error, CheckpointError):
-            return CheckpointError(f"{could_not}: {error}; {self._kept()}")
+            return f"{could_not}: {error}; {self._kept()}"
         free = shutil.disk_usage(self._run_dir).free / 2**20
-        return CheckpointError(
-            f"{could_not} ({error}; {free:.0f} MiB free); {self._kept()}: make room and resume "
-            "with --resume"
+        return (
+            f"{could_not} by rank {self._rank} ({error}; {free:.0f} MiB free); {self._kept()}: "
+            "make room and resume with --resume"
         )
 
     def _kept(self) -> str:

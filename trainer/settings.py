@@ -25,8 +25,14 @@ __all__ = [
 ]
 
 Schedule = Literal["linear", "polynomial", "constant"]
+Optimizer = Literal["adamw", "lamb"]
+Offload = Literal["none", "cpu", "nvme"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+NVME_NEEDS = (
+    "needs GPUs and DeepSpeed's async_io operator, which is compiled at first use with a compiler "
+    'and libaio; "cpu" and "none" work everywhere'
+)
 WandbMode = Literal["disabled", "offline", "online"]
 
 
@@ -86,7 +92,11 @@ class OptimSettings:
 
     SECTION: ClassVar[str] = "optim"
 
-    optimizer: Literal["adamw"] = documented("adamw", "The optimizer.")
+    optimizer: Optimizer = documented(
+        "adamw",
+        "lamb scales each matrix's step by its norm, for very large batches; it is right under "
+        "every ZeRO stage.",
+    )
     steps: int = documented(1000, "Optimizer steps of the whole run.", minimum=1)
     batch_size: int = documented(
         64, "Sequences per optimizer step, over all trainers; must divide evenly.", minimum=1
@@ -110,7 +120,16 @@ class OptimSettings:
         (0.9, 0.98), "Decay of the gradient's first and second moment.", minimum=0, below=1
     )
     eps: float = documented(1e-6, "Term that keeps the update's division finite.", above=0)
+    fused: bool = documented(
+        True, "AdamW in one kernel per tensor; false: torch's plain one. LAMB has one kind."
+    )
     grad_clip: float = documented(1.0, "Largest norm of the gradient; 0: not clipped.", minimum=0)
+    max_skipped_steps: int = documented(
+        10,
+        "Steps in a row that are left out because loss or gradient is not finite, before the run "
+        "ends with its state saved; ten times as many in all. 0: the first one ends it.",
+        minimum=0,
+    )
     retrieval_warmup_steps: int = documented(
         0,
         "First steps in which a contrastive loss teaches the query to find an entry of its own "
@@ -150,16 +169,48 @@ class RuntimeSettings:
         minimum=0,
     )
     threads_per_trainer: int = documented(1, "CPU threads of each trainer.", minimum=1)
+    activation_checkpointing: bool = documented(
+        False,
+        "Make a layer's activations again for its gradient instead of keeping them: less memory, "
+        "about a third more time. The memory is not searched again.",
+    )
+    offload_optimizer: Offload = documented(
+        "none",
+        "Where master weights and moments are kept: beside the weights, in the host's memory "
+        "(ZeRO 1 to 3), or on NVMe (ZeRO 3, GPUs).",
+    )
+    offload_parameters: Offload = documented(
+        "none", "Where ZeRO 3 keeps the weights that are not in use."
+    )
+    nvme_path: str = documented("", "Directory on a fast local disk, for nvme; on every node.")
     deepspeed_config: str = documented(
         "", "JSON file merged over the generated DeepSpeed configuration; empty: none."
     )
 
     def __post_init__(self) -> None:
         check_section(self)
-        if self.precision == "fp16" and self.device == "cpu":
-            raise ConfigError(
-                'runtime.precision = "fp16": must be "fp32" or "bf16" with runtime.device = "cpu"'
-            )
+        for key, given, least in (
+            ("offload_optimizer", self.offload_optimizer, 3 if self._nvme_optimizer else 1),
+            ("offload_parameters", self.offload_parameters, 3),
+        ):
+            if given == "none":
+                continue
+            if self.zero_stage < least:
+                raise ConfigError(
+                    f'runtime.{key} = "{given}": needs runtime.zero_stage of at least {least}, not '
+                    f"{self.zero_stage}"
+                )
+            if given == "nvme" and not self.nvme_path.strip():
+                raise ConfigError(
+                    f'runtime.{key} = "nvme": name a directory on a fast local disk with '
+                    "runtime.nvme_path"
+                )
+            if given == "nvme" and self.device == "cpu":
+                raise ConfigError(f'runtime.{key} = "nvme": {NVME_NEEDS}')
+
+    @property
+    def _nvme_optimizer(self) -> bool:
+        return self.offload_optimizer == "nvme"
 
 
 @dataclass(frozen=True, kw_only=True)

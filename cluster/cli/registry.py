@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 
 from cluster.cli import (
+    checkpoint,
     convert,
     corpus,
     evaluate,
@@ -23,6 +24,8 @@ COMMANDS: tuple[Command, ...] = (
     corpus.BUILD,
     corpus.INFO,
     pretrain.PRETRAIN,
+    checkpoint.LIST,
+    checkpoint.VERIFY,
     *memory.COMMANDS,
     evaluate.EVALUATE,
     finetune.FINETUNE,

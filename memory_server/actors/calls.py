@@ -1,8 +1,9 @@
 """Calls of the memory's actors: who answered, who is away for a while, who is gone for good."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 
 RETRY_PAUSE_S = 0.05
 SIBLING_S = 10.0
+END_TIMEOUT_S = 2.0
 
 
 def original_error(error: RayTaskError) -> Exception:
@@ -103,17 +105,19 @@ class Replicas:
     def wait_until_followed(self, orders: Orders, wait_s: float, *, patient: bool) -> None:
         """Send the orders until every replica that can answer has acted on them.
 
-        One that does not answer, or cannot act, is waited for `SIBLING_S` if another replica of its
-        shard has acted: then it is told again in the background, until it has. Until then it may
-        answer a search from the epoch that was live before, as the reply says; a search that also
-        asks others is answered from the newer one.
+        One that lives but does not act is waited for `SIBLING_S`. If another replica of its shard
+        has acted, it is then ended (`end`) where that matters, which is where `patient` is asked
+        for: it would answer from the epoch that was live before. Started anew, it reads the orders
+        before it answers.
 
         Args:
-            patient: wait for a shard of which no replica answers; otherwise it is left to read the
-                orders when it is back.
+            patient: wait for a shard of which no replica answers, and return only when no process
+                is left that follows older orders; otherwise who is away, or does not act, is left
+                to it later.
 
         Raises:
-            ShardLost: no replica of a shard acted in time. What all replicas of a shard raised.
+            ShardLost: no replica of a shard acted in time, or one that lives could be neither
+                reached nor ended. What all replicas of a shard raised.
         """
         deadline = time.monotonic() + wait_s
         asked = self._behind(orders)
@@ -126,15 +130,49 @@ class Replicas:
                     self.joined(address, answer)
             asked = [a for a in self._behind(orders) if not self._followed(a[0], orders)]
             for address, error in errors.items():
-                if address not in asked:
-                    log.warning("replica %s of %s follows later: %s", address, self._name, error)
-                elif not isinstance(error, NoAnswer):
+                if address in asked and not isinstance(error, NoAnswer):
                     raise error
+            overtaken = {a: error for a, error in errors.items() if a not in asked}
+            if patient and overtaken:
+                self._end_overtaken(overtaken, orders, deadline)
             if not asked or not (patient or errors):
                 # A replica that is away reads the orders before it answers again.
                 return
             if time.monotonic() >= deadline:
                 raise ShardLost(_did_not_follow(self._name, asked[0][0], wait_s))
+            time.sleep(RETRY_PAUSE_S)
+
+    def end(self, address: Address) -> None:
+        """End a replica's process, whatever it does; Ray starts another one in its place."""
+        with contextlib.suppress(ShardLost):  # gone for good already
+            ray.kill(self._actor(address), no_restart=False)
+
+    def _end_overtaken(
+        self, errors: Mapping[Address, Exception], orders: Orders, deadline: float
+    ) -> None:
+        """End replicas of which a sibling follows newer orders, and wait until they are ended."""
+        left = list(errors)
+        for address in left:
+            log.warning(
+                "replica %s of %s does not follow (%s), and is started again",
+                address, self._name, errors[address],
+            )  # fmt: skip
+            self.end(address)
+        while True:
+            answers = self.ask("follow", orders, timeout_s=END_TIMEOUT_S, addresses=left)
+            for address, answer in answers.items():
+                if not isinstance(answer, Exception):
+                    self.joined(address, answer)
+            # One that is dead, or starts, is not among those that answered.
+            left = [a for a in left if isinstance(answers.get(a), Exception)]
+            if not left:
+                return
+            if time.monotonic() >= deadline:
+                raise ShardLost(
+                    f"replicas {left} of {self._name} neither follow nor could be ended: they may "
+                    "answer from the epoch that was live before, as their replies say, until Ray "
+                    "declares their node dead; look at these nodes"
+                )
             time.sleep(RETRY_PAUSE_S)
 
     def _followed(self, shard: int, orders: Orders) -> bool:

@@ -30,7 +30,7 @@ from memory_server.index.factory import check_index
 
 log = logging.getLogger(__name__)
 
-SEARCHES_AT_ONCE = 4
+SEARCHES_AT_ONCE = 16  # by way of the actor; they wait in the socket's queue, and are joined
 CONTROL_THREADS = 2
 REFRESH_THREADS = 1
 COORDINATOR_THREADS = 16

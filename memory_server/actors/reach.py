@@ -32,7 +32,8 @@ def fanout_to(
         shard: int, replica: int, method: str, arguments: dict[str, Any], timeout_s: float
     ) -> Any:
         actor = _actor(layout, shard, replica)
-        return _answer(getattr(actor, method).remote(arguments), timeout_s)
+        call = getattr(actor, method).remote({**arguments, "timeout_s": timeout_s})
+        return _answer(call, timeout_s)
 
     return SearchFanout(
         [layout.replicas] * layout.shards,

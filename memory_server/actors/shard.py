@@ -33,6 +33,7 @@ from memory_server.shard.epochs import EpochPlan
 from memory_server.shard.held_epoch import ShardStatus
 from memory_server.shard.shard import Shard
 from memory_server.stats import ShardStats, latency
+from memory_server.wire.search_messages import SearchRequest
 from memory_server.wire.search_server import SearchServer
 
 log = logging.getLogger(__name__)
@@ -113,16 +114,20 @@ class ShardHost:
 
     @ray.method(concurrency_group="search")
     def search(self, arguments: Mapping[str, Any]) -> ShardReply:
-        """`Shard.search` with numpy arrays, for whoever cannot reach the socket."""
+        """As `SearchServer.ask`, for whoever cannot reach the socket."""
         self._check()
         excluded = arguments["exclude_doc_ids"]
-        return self._restored.search(
-            torch.tensor(arguments["queries_BQ"]),
-            arguments["k"],
-            None if excluded is None else torch.tensor(excluded),
+        request = SearchRequest(
+            queries=arguments["queries_BQ"].copy(),  # Ray's own are read-only
+            k=arguments["k"],
+            exclude_doc_ids=None if excluded is None else excluded.copy(),
+            exact=arguments["exact"],
+        )
+        return self._server.ask(
+            request,
             epoch=arguments["epoch"],
             wait_s=arguments["wait_s"],
-            exact=arguments["exact"],
+            timeout_s=arguments["timeout_s"],
         )
 
     @ray.method(concurrency_group="search")

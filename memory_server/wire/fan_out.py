@@ -1,6 +1,7 @@
 """Ask all shards of a memory at once over sockets, and make their replies one answer."""
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,15 +21,10 @@ from memory_server.wire.fan_out_call import Call
 from memory_server.wire.fan_out_tasks import ActorCall, Links, Question, Task
 from memory_server.wire.frames import Kind, proof_of_reply, proof_of_request
 from memory_server.wire.hedging import HedgeAfter, HedgeDelay, ReplicaBook
-from memory_server.wire.messages import (
-    SearchRequest,
-    pack_ids,
-    pack_search,
-    unpack_entries,
-    unpack_hits,
-)
+from memory_server.wire.messages import pack_ids, unpack_entries
 from memory_server.wire.queries import QUERY_TYPES, QueryType, as_it_arrives
 from memory_server.wire.search_client import Lane, Lanes
+from memory_server.wire.search_messages import SearchRequest, pack_search, unpack_hits
 from memory_server.wire.search_stats import Counters, FanoutStats, fanout_stats
 
 MAX_REQUEST_BYTES = 64 << 20  # what a search server accepts
@@ -71,6 +67,7 @@ class SearchFanout:
             name: the memory's, for messages.
             actor_call: (shard, replica, method, arguments, timeout_s) to the reply of "search" or
                 "entries", for replicas whose socket cannot be reached. Without it these are lost.
+                At most ACTOR_CALLS_AT_ONCE run at a time; more are as if a queue was full.
             policy: "wait" for lost shards until the deadline, or "degrade": answer without them.
             hedge_after: seconds until a second replica is asked the same; "p95": as long as 95 of
                 100 recent answers took.
@@ -108,6 +105,7 @@ class SearchFanout:
             relay_delay=HedgeDelay("p95"),
             counters=self._counters,
             actors=ThreadPoolExecutor(ACTOR_CALLS_AT_ONCE, thread_name_prefix="ask-actor"),
+            actor_slots=threading.Semaphore(ACTOR_CALLS_AT_ONCE),
             actor_call=actor_call,
             proof=proof_of_request(secret),
             server_proof=proof_of_reply(secret),
@@ -210,7 +208,8 @@ class SearchFanout:
                     if task.reply is not None and task.reply.epoch != max(epochs):
                         task.reply, task.epoch = None, max(epochs)
         missing = self._checked(tasks, bool(replies))
-        self._counters.add(degraded=int(bool(missing)))
+        if missing:
+            self._counters.add(degraded=1)
         return replies, missing
 
     def entries(self, ids: Sequence[int], *, epoch: int | None = None) -> list[Entry]:

@@ -5,7 +5,6 @@ sockets are the thread's own for as long as the call lasts.
 """
 
 import hmac
-import itertools
 import random
 import time
 from collections.abc import Iterable
@@ -22,23 +21,16 @@ from memory_server.errors import (
     ShardRestoring,
     UnknownEpoch,
 )
-from memory_server.wire.endpoints import Reach
+from memory_server.wire.fan_out_asking import LOOK_AGAIN_S, Asker
 from memory_server.wire.fan_out_tasks import Attempt, Links, Question, Task
 from memory_server.wire.frames import Kind, Preamble
-from memory_server.wire.messages import ERROR_TYPES, pack_group, unpack_error
+from memory_server.wire.messages import ERROR_TYPES, unpack_error
 from memory_server.wire.search_client import Event, Lane
 
-LOOK_AGAIN_S = 0.002  # while an actor is asked, or a replica's place is being found out
+LOOK_AGAIN_SHARE = 0.1  # of the time that an actor took so far: many threads may wait for them
 RETRY_PAUSE_S = 0.05
-GRACE_S = 0.2  # "degrade" gives a shard that was just lost so long to be found again
 LONGEST_BACKOFF_S = 0.5
 REFUSALS_AT_MOST = 3
-RELAY_SHARE = 0.5  # of the time that is left; then its group is asked directly
-# Where every shard has replicas, a relay that is so much slower than 95 of 100 were is given up
-# sooner: its group's shards, asked directly, can be hedged.
-RELAY_PATIENCE = 3.0
-
-_numbers = itertools.count(1)
 
 
 class Call:
@@ -58,7 +50,8 @@ class Call:
         self._question = question
         self._policy = policy
         self._deadline = deadline
-        self._attempts: dict[int, Attempt] = {}
+        self._asker = Asker(links, lane, question, policy=policy, deadline=deadline)
+        self._attempts = self._asker.attempts
         self._tasks: list[Task] = []
 
     def ask(self, tasks: Iterable[Task]) -> list[Task]:
@@ -84,7 +77,7 @@ class Call:
         finally:
             now = time.monotonic()
             for number in list(self._attempts):
-                self._end(number, now)
+                self._asker.end(number, now)
         return self._tasks
 
     def _start_what_is_due(self, now: float) -> float:
@@ -98,117 +91,32 @@ class Call:
             elif not task.attempts and now >= task.retry_at:
                 self._start(task, now)
             elif task.attempts and now >= task.hedge_at:
-                self._hedge(task, now)
+                self._asker.hedge(task, now)
         for task in self._tasks:
             if task.open:
                 due = min(task.hedge_at, task.relay_until) if task.attempts else task.retry_at
                 next_at = min(next_at, due)
-        if any(attempt.future is not None for attempt in self._attempts.values()):
-            next_at = min(next_at, now + LOOK_AGAIN_S)
+        for attempt in self._attempts.values():
+            if attempt.future is not None:
+                pause_s = max(LOOK_AGAIN_S, LOOK_AGAIN_SHARE * (now - attempt.sent_at))
+                next_at = min(next_at, now + pause_s)
         if not any(task.open for task in self._tasks):
             return 0.0
         return max(0.0, next_at - time.monotonic())
 
     def _start(self, task: Task, now: float) -> None:
-        if task.relay:
-            self._start_relay(task, now)
-            return
-        shard = task.shards[0]
-        reaches = self._reaches(shard)
-        usable = [r for r, reach in reaches.items() if reach.kind in ("socket", "actor")]
-        if not usable:
-            self._nobody_to_ask(task, reaches, now)
-            return
-        untried = [r for r in usable if r not in task.tried]
-        if not untried:
-            task.tried.clear()
-        replica = self._links.book.choose(shard, untried or usable, now)
-        self._send(task, replica, reaches[replica], now)
-        others = [r for r in usable if r != replica]
-        if others:
-            probe = self._links.book.probe(shard, others, now)
-            if probe is not None:
-                self._send(task, probe, reaches[probe], now)
-            task.hedge_at = now + self._links.delay.seconds
-
-    def _nobody_to_ask(self, task: Task, reaches: dict[int, Reach], now: float) -> None:
-        reasons = {reach.reason for reach in reaches.values() if reach.reason}
-        task.reason = "; ".join(sorted(reasons)) or task.reason
-        lost_at = [reach.lost_at for reach in reaches.values()]
-        since = max((at for at in lost_at if at is not None), default=now)
-        gone = all(reach.kind == "gone" for reach in reaches.values())
-        given_up = self._policy == "degrade" and None not in lost_at and now >= since + GRACE_S
-        if gone or given_up:
-            task.missing = True
-        else:
-            task.retry_at = now + LOOK_AGAIN_S
-
-    def _hedge(self, task: Task, now: float) -> None:
-        task.hedge_at = float("inf")
-        asked = {a.replica for a in task.attempts.values()}
-        if task.relay or len(asked) != 1:
-            return
-        (first,) = asked
-        assert first is not None
-        shard = task.shards[0]
-        reaches = self._reaches(shard)
-        usable = [r for r, reach in reaches.items() if reach.kind == "socket"]
-        other = self._links.book.less_busy(shard, first, usable, now)
-        if other is not None:
-            self._links.counters.add(hedged=1)
-            self._send(task, other, reaches[other], now, hedge=True)
-
-    def _send(
-        self, task: Task, replica: int, reach: Reach, now: float, *, hedge: bool = False
-    ) -> None:
-        shard, number = task.shards[0], next(_numbers)
-        left_s = max(0.0, self._deadline - now)
-        wait_s = left_s if self._policy == "wait" else 0.0
-        attempt = Attempt(task, shard, replica, reach.address, now, hedge)
-        self._attempts[number] = task.attempts[number] = attempt
-        self._links.book.sent(shard, replica)
-        self._links.counters.add(asked=1)
-        if reach.kind == "actor":
-            assert self._links.actor_call is not None
-            self._links.counters.add(actor_calls=1)
-            arguments = self._question.arguments(task.epoch, wait_s)
-            attempt.future = self._links.actors.submit(
-                self._links.actor_call, shard, replica, self._question.method, arguments, left_s
-            )
-            return
-        preamble = self._preamble(self._question.kind, shard, number, task.epoch, left_s, wait_s)
-        self._lane.send(reach.address, [preamble, self._question.body])
-
-    def _start_relay(self, task: Task, now: float) -> None:
-        """Ask one server to ask the group; which one is drawn, so that all take their turn."""
-        members = []
-        for shard in task.shards:
-            reaches = self._reaches(shard)
-            sockets = [r for r, reach in reaches.items() if reach.kind == "socket"]
-            if not sockets:
-                self._ask_directly(task, failed=False)
-                return
-            replica = self._links.book.choose(shard, sockets, now)
-            members.append((self._links.shards[shard], reaches[replica].address))
-        at = random.randrange(len(members))
-        shard, address, number = task.shards[at], members[at][1], next(_numbers)
-        left_s = RELAY_SHARE * (self._deadline - now)
-        attempt = Attempt(task, shard, None, address, now)
-        self._attempts[number] = task.attempts[number] = attempt
-        patience_s = left_s
-        if all(self._links.replicas[shard] > 1 for shard in task.shards):
-            patience_s = min(left_s, RELAY_PATIENCE * self._links.relay_delay.seconds)
-        task.relay_until = now + patience_s
-        self._links.counters.add(asked=1)
-        wait_s = left_s if self._policy == "wait" else 0.0
-        preamble = self._preamble(Kind.RELAY, shard, number, task.epoch, left_s, wait_s)
-        self._lane.send(address, [preamble, self._question.body, pack_group(members)])
+        if not task.relay:
+            refusal = self._asker.start(task, now)
+            if refusal is not None:
+                self._failed(*refusal, now)
+        elif not self._asker.start_relay(task, now):
+            self._ask_directly(task, failed=False)
 
     def _ask_directly(self, task: Task, *, failed: bool = True) -> None:
         """Replace a group by its shards: whatever kept it from answering shows up there, if it is
         more than the relay's own trouble."""
         for number in list(task.attempts):
-            self._end(number, time.monotonic())
+            self._asker.end(number, time.monotonic())
         self._links.counters.add(relays_failed=int(failed))
         at = self._tasks.index(task)
         self._tasks[at : at + 1] = [Task((shard,), task.epoch) for shard in task.shards]
@@ -251,7 +159,7 @@ class Call:
 
     def _answered(self, number: int, attempt: Attempt, answer: Any, now: float) -> None:
         task, links = attempt.task, self._links
-        self._forget(number)
+        self._asker.forget(number)
         if attempt.replica is None:
             if isinstance(answer, Exception):
                 self._ask_directly(task)
@@ -266,11 +174,12 @@ class Call:
             self._failed(attempt, answer, now)
             return
         links.delay.record(now - attempt.sent_at)
-        links.counters.add(hedges_won=int(attempt.hedge))
+        if attempt.hedge:
+            links.counters.add(hedges_won=1)
         if task.open:
             task.reply = answer
         for other in list(task.attempts):
-            self._end(other, now)
+            self._asker.end(other, now)
 
     def _failed(self, attempt: Attempt, error: Exception, now: float) -> None:
         """A replica answered with an error: another one may do better, or time, or nothing."""
@@ -280,7 +189,7 @@ class Call:
             return
         task.reason = str(error)
         task.tried.add(attempt.replica)
-        reaches = self._reaches(attempt.shard)
+        reaches = self._asker.reaches(attempt.shard)
         another = any(
             reach.kind in ("socket", "actor") and replica not in task.tried
             for replica, reach in reaches.items()
@@ -324,7 +233,7 @@ class Call:
     def _lose(
         self, number: int, attempt: Attempt, reason: str, *, refused: bool, now: float
     ) -> None:
-        self._forget(number)
+        self._asker.forget(number)
         task = attempt.task
         if attempt.replica is None:
             if task in self._tasks:
@@ -365,31 +274,3 @@ class Call:
             if task.overloaded is not None:
                 raise task.overloaded
             task.missing = True
-
-    def _end(self, number: int, now: float) -> None:
-        """Nobody waits for this attempt any longer."""
-        attempt = self._attempts[number]
-        self._forget(number)
-        if attempt.replica is not None:
-            self._links.book.abandoned(attempt.shard, attempt.replica, now - attempt.sent_at, now)
-
-    def _forget(self, number: int) -> None:
-        attempt = self._attempts.pop(number)
-        del attempt.task.attempts[number]
-
-    def _reaches(self, shard: int) -> dict[int, Reach]:
-        endpoints = self._links.endpoints
-        return {r: endpoints.reach(shard, r) for r in range(self._links.replicas[shard])}
-
-    def _preamble(
-        self, kind: Kind, shard: int, number: int, epoch: int | None, left_s: float, wait_s: float
-    ) -> bytes:
-        return Preamble(
-            kind=kind,
-            shard=self._links.shards[shard],
-            number=number,
-            epoch=epoch,
-            timeout_s=left_s,
-            wait_s=wait_s,
-            proof=self._links.proof,
-        ).pack()

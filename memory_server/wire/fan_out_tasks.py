@@ -1,5 +1,6 @@
 """What a call to all shards keeps: the question, who is asked it, and what came of that."""
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class Links:
     relay_delay: HedgeDelay
     counters: Counters
     actors: ThreadPoolExecutor
+    actor_slots: threading.Semaphore  # so that what goes by actors does not pile up here
     actor_call: ActorCall | None
     proof: bytes
     server_proof: bytes

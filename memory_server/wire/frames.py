@@ -10,16 +10,15 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from memory_server.errors import BadMessage
 
-MAGIC = b"PLM1"
+MAGIC = b"PLM2"
 MAX_HEADER_BYTES = 64 << 10
 MAX_ARRAYS = 8
 MAX_DIMENSIONS = 3
@@ -52,11 +51,11 @@ class Kind(IntEnum):
     REFUSED = 19
 
 
-KINDS = frozenset(Kind)
+KINDS = {int(kind): kind for kind in Kind}
+_ENDLESS = float("inf")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preamble:
+class Preamble(NamedTuple):
     """The fixed part of a message.
 
     Attributes:
@@ -93,20 +92,15 @@ class Preamble:
         """Raises BadMessage: another size, another magic, an unknown kind, times that are none."""
         if len(frame) != _PREAMBLE.size:
             raise BadMessage(f"a preamble has {_PREAMBLE.size} bytes, this one has {len(frame)}")
-        magic, kind, shard, number, epoch, timeout_s, wait_s, proof = _PREAMBLE.unpack(frame)
-        if magic != MAGIC or kind not in KINDS:
-            raise BadMessage(f"magic {magic!r} and kind {kind} are not of this protocol")
-        if not (0 <= timeout_s < float("inf") and 0 <= wait_s < float("inf")):
-            raise BadMessage(f"times {timeout_s} s and {wait_s} s must be finite and at least 0")
-        return cls(
-            kind=Kind(kind),
-            shard=shard,
-            number=number,
-            epoch=None if epoch == LIVE else epoch,
-            timeout_s=timeout_s,
-            wait_s=wait_s,
-            proof=proof,
+        magic, number_of_kind, shard, number, epoch, timeout_s, wait_s, proof = _PREAMBLE.unpack(
+            frame
         )
+        kind = KINDS.get(number_of_kind)
+        if magic != MAGIC or kind is None:
+            raise BadMessage(f"magic {magic!r} and kind {number_of_kind} are not of this protocol")
+        if not (0 <= timeout_s < _ENDLESS and 0 <= wait_s < _ENDLESS):
+            raise BadMessage(f"times {timeout_s} s and {wait_s} s must be finite and at least 0")
+        return cls(kind, shard, number, None if epoch == LIVE else epoch, timeout_s, wait_s, proof)
 
 
 def proof_of_request(secret: bytes) -> bytes:

@@ -2,14 +2,15 @@
 
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from memory_server.replies import ShardReply
 from memory_server.wire.frames import Preamble
-from memory_server.wire.messages import Int64Array, SearchRequest
 from memory_server.wire.queries import Float32Array
+from memory_server.wire.search_messages import Int64Array, SearchRequest
 
 # Searches are joined at the largest k of all: one that asks for a thousand entries must not make
 # a trainer's 512 queries gather a thousand each.
@@ -19,7 +20,11 @@ NOTHING_EXCLUDED = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
-    """A search in a shard's queue; times are of `time.monotonic`."""
+    """A search in a shard's queue; times are of `time.monotonic`.
+
+    Attributes:
+        sender: whom to answer at the socket; or `future`, if it came another way.
+    """
 
     sender: bytes = field(repr=False)
     preamble: Preamble
@@ -27,6 +32,7 @@ class Waiting:
     arrived: float
     deadline: float
     patient_until: float
+    future: "Future[ShardReply] | None" = field(default=None, repr=False)
 
     @property
     def rows(self) -> int:
@@ -64,6 +70,8 @@ def _what(waiting: Waiting) -> tuple[int | None, bool, int]:
 
 def joined(requests: Sequence[SearchRequest]) -> tuple[Float32Array, int, Int64Array | None]:
     """(queries of all below each other, the largest k, documents to leave out, -1 where none)."""
+    if len(requests) == 1:
+        return requests[0].queries, requests[0].k, requests[0].exclude_doc_ids
     queries = np.concatenate([request.queries for request in requests])
     k = max(request.k for request in requests)
     if all(request.exclude_doc_ids is None for request in requests):
@@ -79,6 +87,8 @@ def joined(requests: Sequence[SearchRequest]) -> tuple[Float32Array, int, Int64A
 
 def split_again(reply: ShardReply, requests: Sequence[SearchRequest]) -> list[ShardReply]:
     """Each request's rows of the common reply, and its first k: hits come best first."""
+    if len(requests) == 1:
+        return [reply]
     replies, start = [], 0
     for request in requests:
         rows = slice(start, start + len(request.queries))

@@ -1,8 +1,7 @@
-"""The bodies of messages: searches, entries, their replies, errors, what a relay is told."""
+"""The bodies of messages other than searches: entries, errors, what a relay is told."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,7 @@ import numpy.typing as npt
 from memory_server import errors
 from memory_server.api import Entry
 from memory_server.errors import BadMessage, MemoryServerError
-from memory_server.replies import ShardReply
-from memory_server.wire.frames import INTEGERS, pack_body, unpack_body
-from memory_server.wire.queries import Float32Array, QueryType, from_half, to_half
+from memory_server.wire.frames import pack_body, unpack_body
 
 MAX_ERROR_CHARACTERS = 4000
 ERROR_TYPES: Mapping[str, type[Exception]] = {
@@ -27,78 +24,7 @@ ERROR_TYPES: Mapping[str, type[Exception]] = {
 }
 """The errors that are rebuilt from their names. All others arrive as MemoryServerError."""
 
-Int64Array = npt.NDArray[np.int64]
 Arrays = Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchRequest:
-    """What a shard is asked: queries float32 [B, Q], documents to leave out int64 [B] or None."""
-
-    queries: Float32Array
-    k: int
-    exclude_doc_ids: Int64Array | None
-    exact: bool
-
-
-def pack_search(request: SearchRequest, travelling: QueryType) -> bytes:
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    if travelling == "float16":
-        arrays["queries"], arrays["exponents"] = to_half(request.queries)
-    else:
-        arrays["queries"] = request.queries
-    if request.exclude_doc_ids is not None:
-        arrays["exclude"] = request.exclude_doc_ids
-    return pack_body({"k": request.k, "exact": request.exact}, arrays)
-
-
-def unpack_search(body: bytes) -> SearchRequest:
-    """Whether numbers are finite, and k allowed, the shard checks. Raises BadMessage."""
-    fields, arrays = unpack_body(body)
-    queries = _array(arrays, "queries", ("<f2", "<f4"), 2)
-    rows = len(queries)
-    if queries.dtype == np.float16:
-        queries = from_half(queries, _array(arrays, "exponents", ("<i2",), 1, rows))
-    else:
-        queries = queries.copy()
-    exclude = _array(arrays, "exclude", ("<i8",), 1, rows).copy() if "exclude" in arrays else None
-    return SearchRequest(
-        queries=queries,
-        k=_integer(fields, "k"),
-        exclude_doc_ids=exclude,
-        exact=fields.get("exact") is True,
-    )
-
-
-def pack_hits(reply: ShardReply) -> bytes:
-    fields = {"epoch": reply.epoch, "encoder_step": reply.encoder_step, "exact": reply.exact}
-    arrays: Arrays = {
-        "ids": reply.ids,
-        "scores": reply.scores,
-        "doc_ids": reply.doc_ids,
-        "tokens": reply.tokens,
-    }
-    return pack_body(fields, arrays)
-
-
-def unpack_hits(body: bytes, shard: int, rows: int, k: int) -> ShardReply:
-    """A reply to `rows` queries for `k` entries each, its arrays read-only views of `body`.
-
-    Raises:
-        BadMessage: it is not one, or not to this question.
-    """
-    fields, arrays = unpack_body(body)
-    tokens = _array(arrays, "tokens", tuple(INTEGERS), 3, rows, k)
-    return ShardReply(
-        shard=shard,
-        ids=_array(arrays, "ids", ("<i8",), 2, rows, k),
-        scores=_array(arrays, "scores", ("<f4",), 2, rows, k),
-        doc_ids=_array(arrays, "doc_ids", ("<i8",), 2, rows, k),
-        tokens=tokens,
-        epoch=_integer(fields, "epoch"),
-        encoder_step=_integer(fields, "encoder_step"),
-        exact=fields.get("exact") is True,
-    )
 
 
 def pack_ids(ids: Sequence[int]) -> bytes:

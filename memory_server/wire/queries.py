@@ -18,6 +18,7 @@ QUERY_TYPES: tuple[QueryType, ...] = ("float16", "float32")
 TOP_EXPONENT = 15  # float16 ends at 65,504, so rounding up to 2^15 is still finite
 LARGEST_KEPT = np.float32(32752)  # the largest float16 below 2^15
 FLOAT32_EXPONENT = 128
+LARGEST_STEP = 126  # powers of two that float32 holds as normal numbers, up and down
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -49,8 +50,10 @@ def as_it_arrives(queries_BQ: Float32Array, travelling: QueryType) -> Float32Arr
 
 
 def _scaled(values_BQ: Float32Array, exponents_B: npt.NDArray[Any]) -> Float32Array:
-    """Values times a power of two, in two steps: a single one may exceed float32 though the result
-    does not."""
+    """Values times a power of two; in two steps where a single one would exceed float32 though the
+    result does not."""
+    if not len(exponents_B) or np.abs(exponents_B).max() <= LARGEST_STEP:
+        return values_BQ * np.ldexp(np.float32(1), exponents_B.astype(np.int32))[:, None]
     half_B = exponents_B // 2
     first_B1 = np.ldexp(np.float32(1), half_B.astype(np.int32))[:, None]
     second_B1 = np.ldexp(np.float32(1), (exponents_B - half_B).astype(np.int32))[:, None]

@@ -7,6 +7,7 @@ mended in silence: it is reported, since its server may have moved.
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -76,6 +77,13 @@ class Connection:
                 return True
             self.established = True
 
+    def receive(self) -> tuple[bytes, ...] | None:
+        """A message that has arrived, or None."""
+        try:
+            return tuple(self.socket.recv_multipart(zmq.NOBLOCK))
+        except zmq.Again:
+            return None
+
     def close(self) -> None:
         self.socket.disable_monitor()
         self.monitor.close()  # otherwise whenever it is collected, and the context waits for that
@@ -107,7 +115,10 @@ class Lane:
             connection.socket.send_multipart(frames, zmq.NOBLOCK)
 
     def poll(self, timeout_s: float) -> list[Event]:
-        """Wait for something to happen, and say what; messages before losses."""
+        """Wait for something to happen, and say what; an address's messages before its loss."""
+        if not self._connections:  # ZeroMQ's poll returns at once from nothing
+            time.sleep(max(0.0, timeout_s))
+            return []
         ready = self._poller.poll(max(0, -int(-timeout_s * 1000 // 1)))
         events: list[Event] = []
         lost: dict[str, Connection] = {}
@@ -117,13 +128,12 @@ class Lane:
                 if connection.is_lost():
                     lost[connection.address] = connection
                 continue
-            while True:
-                try:
-                    frames = connection.socket.recv_multipart(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                events.append(Event(connection.address, "message", tuple(frames)))
+            # One message: if there are more, the next call finds the socket ready again.
+            if (frames := connection.receive()) is not None:
+                events.append(Event(connection.address, "message", frames))
         for address, connection in lost.items():
+            while (frames := connection.receive()) is not None:
+                events.append(Event(address, "message", frames))
             self.drop(address)
             events.append(Event(address, "lost", refused=not connection.established))
         return events

@@ -12,7 +12,7 @@ from memory_server.replies import ShardReply, combine_replies
 from memory_server.wire.fan_out import SearchFanout
 from memory_server.wire.fan_out_tasks import Question
 from memory_server.wire.frames import Kind, Preamble
-from memory_server.wire.messages import unpack_hits, unpack_search
+from memory_server.wire.search_messages import unpack_hits, unpack_search
 
 GROUPS_KEPT = 8  # a group's addresses change only when an actor restarts
 

@@ -9,41 +9,22 @@ Entries and relayed searches have threads of their own, so that neither delays a
 import hmac
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Protocol
+from concurrent.futures import Future
 
-from memory_server.api import Entry
-from memory_server.errors import BadMessage, MemoryServerError, Overloaded, ShardRestoring
+from memory_server.errors import BadMessage, MemoryServerError, Overloaded
 from memory_server.replies import ShardReply
 from memory_server.wire.frames import MAX_FRAMES, Kind, Preamble, proof_of_reply, proof_of_request
 from memory_server.wire.joined_requests import Waiting
-from memory_server.wire.messages import (
-    pack_entries,
-    pack_error,
-    pack_hits,
-    unpack_group,
-    unpack_ids,
-    unpack_search,
-)
-from memory_server.wire.search_queue import RESTORING_PAUSE_S, Searchable, SearchQueue
-from memory_server.wire.search_relay import Relay
+from memory_server.wire.messages import pack_error
+from memory_server.wire.search_messages import SearchRequest, pack_hits, unpack_search
+from memory_server.wire.search_queue import SearchQueue
 from memory_server.wire.search_stats import Counters, Latencies, ServerStats
 from memory_server.wire.shared_socket import SharedSocket
+from memory_server.wire.side_requests import ShardLike, SideRequests
 
 MAX_REQUEST_BYTES = 64 << 20
 MAX_REPLY_BYTES = 1 << 30
-RELAYS_AT_ONCE = 4
 STAND_IN_AFTER_S = 0.005
-
-
-class ShardLike(Searchable, Protocol):
-    """What a server serves; `Shard` is one."""
-
-    def entries(
-        self, ids: Sequence[int], *, epoch: int | None = None, wait_s: float = 0.0
-    ) -> list[Entry]: ...
 
 
 class SearchServer:
@@ -92,11 +73,14 @@ class SearchServer:
         self._searching = threading.Event()
         self._socket = SharedSocket(host, max_message_bytes=max_request_bytes, handle=self._receive)
         self.endpoint = self._socket.endpoint
-        self._readers = ThreadPoolExecutor(1, thread_name_prefix=f"entries-{shard.shard}")
-        self._relay = Relay(secret)
-        self._relays = ThreadPoolExecutor(RELAYS_AT_ONCE, f"relay-{shard.shard}")
-        self._beside_lock = threading.Lock()
-        self._beside = {Kind.ENTRIES: 0, Kind.RELAY: 0}
+        self._beside = SideRequests(
+            shard,
+            secret=secret,
+            limit=queue_limit,
+            counters=self._counters,
+            reply=self._reply,
+            fail=self._answer_error,
+        )
         self._queue = SearchQueue(
             shard,
             limit=queue_limit,
@@ -110,6 +94,24 @@ class SearchServer:
         )
         self._thread.start()
         self._queue.start()
+
+    def ask(
+        self, request: SearchRequest, *, epoch: int | None, wait_s: float, timeout_s: float
+    ) -> ShardReply:
+        """A search of someone who cannot reach the socket: in the same queue, and joined. Blocks.
+
+        Raises:
+            Overloaded: the queue is full. TimeoutError. What the shard raised.
+        """
+        now = time.monotonic()
+        future: Future[ShardReply] = Future()
+        preamble = Preamble(Kind.SEARCH, self._shard.shard, 0, epoch, timeout_s, wait_s)
+        try:
+            self._enqueue(b"", preamble, request, now, future)
+        except Overloaded:
+            self._counters.add(overloaded=1)
+            raise
+        return future.result(timeout=timeout_s)
 
     def stats(self) -> ServerStats:
         """What was counted so far."""
@@ -142,9 +144,7 @@ class SearchServer:
         self._searching.set()
         self._queue.close()
         self._thread.join()
-        self._readers.shutdown(wait=True, cancel_futures=True)
-        self._relays.shutdown(wait=True, cancel_futures=True)
-        self._relay.close()
+        self._beside.close()
         self._socket.close()
 
     def _stand_in(self) -> None:
@@ -158,7 +158,7 @@ class SearchServer:
             if since is not None or self._queue.counts().length:
                 self._searching.set()
             if since is not None and time.monotonic() - since >= STAND_IN_AFTER_S:
-                self._socket.wait(STAND_IN_AFTER_S)
+                self._socket.stand_in(STAND_IN_AFTER_S)
 
     def _receive(self, frames: list[bytes]) -> None:
         arrived = time.monotonic()
@@ -182,11 +182,9 @@ class SearchServer:
             if preamble.kind is Kind.SEARCH:
                 self._receive_search(sender, preamble, body, arrived)
             elif preamble.kind is Kind.ENTRIES:
-                self._receive_entries(sender, preamble, body, arrived)
+                self._beside.read(sender, preamble, body, arrived)
             elif preamble.kind is Kind.RELAY and len(frames) == MAX_FRAMES + 1:
-                members = unpack_group(frames[3])
-                self._begin_beside(Kind.RELAY)
-                self._relays.submit(self._relayed, sender, preamble, body, members, arrived)
+                self._beside.relay(sender, preamble, body, frames[3], arrived)
             else:
                 raise BadMessage(f"{preamble.kind.name} is no request that this server takes")
         except (MemoryServerError, ValueError) as error:
@@ -195,7 +193,17 @@ class SearchServer:
     def _receive_search(
         self, sender: bytes, preamble: Preamble, body: bytes, arrived: float
     ) -> None:
-        request = unpack_search(body)
+        self._enqueue(sender, preamble, unpack_search(body), arrived)
+
+    def _enqueue(
+        self,
+        sender: bytes,
+        preamble: Preamble,
+        request: SearchRequest,
+        arrived: float,
+        future: "Future[ShardReply] | None" = None,
+    ) -> None:
+        """Raises Overloaded."""
         self._counters.add(requests=1, queries=len(request.queries))
         self._searching.set()
         self._queue.put(
@@ -206,85 +214,35 @@ class SearchServer:
                 arrived=arrived,
                 deadline=arrived + preamble.timeout_s,
                 patient_until=arrived + min(preamble.wait_s, preamble.timeout_s),
+                future=future,
             )
         )
-
-    def _receive_entries(
-        self, sender: bytes, preamble: Preamble, body: bytes, arrived: float
-    ) -> None:
-        ids = unpack_ids(body)
-        self._begin_beside(Kind.ENTRIES)
-        self._counters.add(entries=1)
-        self._readers.submit(self._read, sender, preamble, ids, arrived)
-
-    def _read(self, sender: bytes, preamble: Preamble, ids: list[int], arrived: float) -> None:
-        """Runs on the readers' thread."""
-        now = time.monotonic()
-        try:
-            if now >= arrived + preamble.timeout_s:
-                raise TimeoutError(f"a request for entries waited {now - arrived:.3f} s")
-            patient = now < arrived + min(preamble.wait_s, preamble.timeout_s)
-            try:
-                found = self._shard.entries(
-                    ids, epoch=preamble.epoch, wait_s=RESTORING_PAUSE_S if patient else 0.0
-                )
-            except ShardRestoring:
-                if not patient or self._closed.is_set():
-                    raise
-                # To the end of the queue: others may want an epoch that is there.
-                self._readers.submit(self._read, sender, preamble, ids, arrived)
-                return
-            self._reply(sender, preamble, Kind.FOUND, pack_entries(found))
-        except Exception as error:  # it travels to whoever asked
-            self._answer_error(sender, preamble, error)
-        self._end_beside(Kind.ENTRIES)
-
-    def _relayed(
-        self,
-        sender: bytes,
-        preamble: Preamble,
-        body: bytes,
-        members: list[tuple[int, str]],
-        arrived: float,
-    ) -> None:
-        """Runs on a relay's thread."""
-        try:
-            waited_s = time.monotonic() - arrived
-            if waited_s >= preamble.timeout_s:
-                raise TimeoutError(f"a search to be relayed waited {waited_s:.3f} s")
-            left = replace(preamble, timeout_s=preamble.timeout_s - waited_s)
-            reply = self._relay.ask(left, body, tuple(members))
-            self._counters.add(relayed=1)
-            self._reply(sender, preamble, Kind.HITS, pack_hits(reply))
-        except Exception as error:  # it travels to whoever asked
-            self._answer_error(sender, preamble, error)
-        self._end_beside(Kind.RELAY)
-
-    def _begin_beside(self, kind: Kind) -> None:
-        with self._beside_lock:
-            if self._beside[kind] >= self._queue_limit:
-                raise Overloaded(
-                    f"shard {self._shard.shard} is overloaded: {self._beside[kind]} requests "
-                    f"({kind.name.lower()}) wait, {self._queue_limit} may; ask again later"
-                )
-            self._beside[kind] += 1
-
-    def _end_beside(self, kind: Kind) -> None:
-        with self._beside_lock:
-            self._beside[kind] -= 1
 
     def _answer(self, waiting: Waiting, answer: ShardReply | Exception) -> None:
         """Called by the searching thread."""
         if isinstance(answer, Exception):
-            self._answer_error(waiting.sender, waiting.preamble, answer)
+            self._answer_error(waiting.sender, waiting.preamble, answer, waiting.future)
+            return
+        if waiting.future is not None:
+            self._latencies.record(time.monotonic() - waiting.arrived)
+            waiting.future.set_result(answer)
             return
         body = pack_hits(answer)
         self._latencies.record(time.monotonic() - waiting.arrived)
         self._reply(waiting.sender, waiting.preamble, Kind.HITS, body)
 
-    def _answer_error(self, sender: bytes, preamble: Preamble, error: Exception) -> None:
+    def _answer_error(
+        self,
+        sender: bytes,
+        preamble: Preamble,
+        error: Exception,
+        future: "Future[ShardReply] | None" = None,
+    ) -> None:
         kind = {Overloaded: "overloaded", TimeoutError: "expired"}.get(type(error), "failed")
         self._counters.add(**{kind: 1})
+        if future is not None:
+            future.set_exception(error)
+            return
         self._reply(sender, preamble, Kind.ERROR, pack_error(error))
 
     def _reply(self, sender: bytes, asked: Preamble, kind: Kind, body: bytes) -> None:

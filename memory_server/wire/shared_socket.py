@@ -66,20 +66,33 @@ class SharedSocket:
         self._wake_sender.setblocking(False)
 
     def wait(self, timeout_s: float | None) -> None:
-        """Wait until something arrives, or `wake` is called, and handle what arrived."""
+        """Wait until something arrives, or `wake` is called, and handle what arrived.
+
+        For one thread only: of two, the one that `wake` was not meant for could take the sign.
+        """
         if not self._more:
-            poller = select.poll()
-            poller.register(self._descriptor, select.POLLIN)
-            poller.register(self._wake_receiver, select.POLLIN)
-            poller.poll(None if timeout_s is None else max(0.0, 1000 * timeout_s))
+            self._poll(timeout_s, self._descriptor, self._wake_receiver.fileno())
             with contextlib.suppress(BlockingIOError):
                 self._wake_receiver.recv(4096)
         self._pump()
 
+    def stand_in(self, timeout_s: float) -> None:
+        """The same for any other thread, which `wake` leaves alone."""
+        if not self._more:
+            self._poll(timeout_s, self._descriptor)
+        self._pump()
+
     def wake(self) -> None:
-        """End a `wait` of another thread."""
+        """End the `wait` of another thread, or the next one."""
         with contextlib.suppress(BlockingIOError):  # full: it is awake already
             self._wake_sender.send(b"\0")
+
+    @staticmethod
+    def _poll(timeout_s: float | None, *descriptors: int) -> None:
+        poller = select.poll()
+        for descriptor in descriptors:
+            poller.register(descriptor, select.POLLIN)
+        poller.poll(None if timeout_s is None else max(0.0, 1000 * timeout_s))
 
     def send(self, frames: Frames) -> None:
         """Send at once; from within `handle`, when that returns. Never blocks."""
@@ -112,7 +125,10 @@ class SharedSocket:
             finally:
                 self._handling.now = False
             if not self._outgoing:
-                return
+                break
+        if self._more:
+            # Another thread may be waiting already, and the descriptor has told it nothing.
+            self.wake()
 
     def _exchange(self) -> list[Frames]:
         while self._outgoing:
@@ -121,9 +137,10 @@ class SharedSocket:
         arrived: list[Frames] = []
         self._more = True
         while len(arrived) < RECEIVE_AT_ONCE:
-            try:
-                arrived.append(self._socket.recv_multipart(zmq.NOBLOCK))
-            except zmq.Again:
+            events = self._socket.getsockopt(zmq.EVENTS)
+            assert isinstance(events, int)
+            if not events & zmq.POLLIN:  # cheaper to see than zmq.Again is to catch
                 self._more = False
                 break
+            arrived.append(self._socket.recv_multipart(zmq.NOBLOCK))
         return arrived

@@ -140,3 +140,16 @@ def test_a_variant_is_trained_and_asked(tmp_path: Path) -> None:
     # A passage's own words find it before anything is learned; guessing finds 5 of 500.
     assert run["right_entry_rate"] > 0.1
     assert (tmp_path / "runs" / "tokens-layer-copy-0.1-seed0" / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_every_stage_has_the_losses_of_plain_torch(tmp_path: Path) -> None:
+    words = ["--steps", "3", "--hidden", "32", "--batch", "4"]
+    rows = figures("zero_losses", tmp_path, *words)
+    assert [row["variant"] for row in rows] == [
+        "plain torch", "ZeRO-0", "ZeRO-1", "ZeRO-2", "ZeRO-3",
+    ]  # fmt: skip
+    for row in rows[1:]:
+        assert len(row["losses"]) == 3
+        assert 0 <= row["largest_difference"] < 1e-4
+        assert row["losses"] == pytest.approx(rows[0]["losses"], abs=1e-4)

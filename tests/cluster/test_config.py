@@ -143,7 +143,7 @@ def test_unknown_names_in_a_file_name_what_is_nearest() -> None:
         ("model.num_heads=3", "must divide model.hidden_size = 256"),
         ("model.memory_layers=5", "must be at most model.num_layers = 4"),
         ("model.dropout=1", "model.dropout = 1.0: must be at least 0 and below 1"),
-        ("optim.optimizer=lamb", 'optim.optimizer = "lamb": must be "adamw"'),
+        ("optim.optimizer=sgd", 'optim.optimizer = "sgd": must be one of "adamw", "lamb"'),
         ("optim.lr=0", "optim.lr = 0.0: must be above 0"),
         ("optim.lr=nan", "optim.lr = nan: must be a finite number"),
         ("optim.lr=inf", "optim.lr = inf: must be a finite number"),
@@ -172,7 +172,16 @@ def test_impossible_values_are_refused_with_one_line(override: str, message: str
 
 def test_values_that_contradict_each_other_are_refused() -> None:
     assert "never refreshed" in refusal("memory.refresh=off", "memory.max_staleness_steps=100")
-    assert 'with runtime.device = "cpu"' in refusal("runtime.precision=fp16", "runtime.device=cpu")
+    assert "needs runtime.zero_stage of at least 1, not 0" in refusal(
+        "runtime.offload_optimizer=cpu", "runtime.zero_stage=0"
+    )
+    assert "needs runtime.zero_stage of at least 3, not 2" in refusal(
+        "runtime.offload_parameters=cpu"
+    )
+    nvme = ["runtime.offload_optimizer=nvme", "runtime.zero_stage=3"]
+    assert "with runtime.nvme_path" in refusal(*nvme)
+    on_cpu = [*nvme, "runtime.nvme_path=/fast", "runtime.device=cpu"]
+    assert "needs GPUs and DeepSpeed's async_io operator" in refusal(*on_cpu)
     assert "weighs whole entries" in refusal("model.memory_attention=sentence_level")
     assert "must be 1 to 3" in refusal("model.entry_encoder=first_n")
     assert "must be 0" in refusal("model.entry_encoder_layers=1")
@@ -250,6 +259,8 @@ CONSISTENT: dict[str, st.SearchStrategy[Any]] = {
     "runtime.trainers": st.sampled_from([1, 2, 4]),
     "runtime.micro_batch_size": st.sampled_from([0, 2, 16]),
     "runtime.precision": st.sampled_from(["fp32", "bf16"]),
+    "runtime.offload_optimizer": st.just("none"),
+    "runtime.offload_parameters": st.just("none"),
 }
 
 

@@ -148,11 +148,6 @@ def test_parameters_are_counted_and_embeddings_are_found(quiet: Any) -> None:
     assert quiet.pluglm.embeddings.word_embeddings is embedding
 
 
-def test_what_the_model_does_not_do_is_refused(quiet: Any) -> None:
-    with pytest.raises(ValueError, match="does not support activation checkpointing"):
-        quiet.activation_checkpointing_enable()
-
-
 def test_a_copy_shares_the_memory_and_a_pickle_leaves_it_out(store: Store) -> None:
     model = make_model()
     model.attach(make_memory(store, model))

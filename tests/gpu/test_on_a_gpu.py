@@ -17,6 +17,7 @@ from memory_server.store.store import Store
 from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM
 from trainer.data.stream import TrainBatch
 from trainer.engine import TrainingEngine, start_process_group, stop_process_group
+from trainer.parameter_files import write_index
 from trainer.settings import DataSettings, OptimSettings, RuntimeSettings, TrainSettings
 
 pytestmark = pytest.mark.gpu
@@ -165,14 +166,33 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize(("precision", "zero_stage"), [("fp32", 2), ("bf16", 2), ("bf16", 3)])
+@pytest.mark.parametrize(
+    ("zero_stage", "options"),
+    [
+        (2, {}),
+        (2, {"fused": False}),
+        (2, {"precision": "bf16"}),
+        (3, {"precision": "bf16"}),
+        (0, {"precision": "fp16"}),
+        (1, {"precision": "bf16", "optimizer": "lamb"}),
+        (3, {"precision": "bf16", "optimizer": "lamb"}),
+        (2, {"offload_optimizer": "cpu"}),
+        (3, {"offload_optimizer": "cpu", "offload_parameters": "cpu"}),
+        (3, {"activation_checkpointing": True}),
+    ],
+    ids=str,
+)
 def test_the_engine_trains_on_the_gpu(
-    store: Store, tmp_path: Path, precision: str, zero_stage: int
+    store: Store, tmp_path: Path, zero_stage: int, options: dict[str, Any]
 ) -> None:
+    of_optim = {key: options[key] for key in ("optimizer", "fused") if key in options}
+    # A step of LAMB is a share of the weights' own size.
+    rate = 0.1 if "optimizer" in options else 1e-2
+    of_runtime = {key: value for key, value in options.items() if key not in of_optim}
     settings = TrainSettings(
         data=DataSettings(corpus="unused"),
-        optim=OptimSettings(steps=30, batch_size=8, lr=1e-2, warmup_ratio=0.0),
-        runtime=RuntimeSettings(trainers=1, zero_stage=zero_stage, precision=precision),  # type: ignore[arg-type]
+        optim=OptimSettings(steps=30, batch_size=8, lr=rate, warmup_ratio=0.0, **of_optim),
+        runtime=RuntimeSettings(trainers=1, zero_stage=zero_stage, **of_runtime),
     )
     torch.manual_seed(0)
     model = PlugLMForMaskedLM(CONFIG)
@@ -198,7 +218,12 @@ def test_the_engine_trains_on_the_gpu(
         engine.step()
         losses.append(float(output.loss))
     assert losses[-1] < losses[0] - 1.0
-    engine.save(tmp_path / "checkpoint")
-    engine.load(tmp_path / "checkpoint")
+    before = {name: weight.clone() for name, weight in engine.key_weights().items()}
+    write_index(tmp_path, [engine.save(tmp_path)])
+    again = TrainingEngine(PlugLMForMaskedLM(CONFIG), settings, "cuda")
+    again.load(tmp_path, engine.counters())
+    for name, weight in again.key_weights().items():
+        assert torch.equal(weight, before[name]), name
+    assert again.counters() == engine.counters()
     assert set(engine.key_weights()) == set(PlugLMForMaskedLM(CONFIG).key_weights())
     memory.close()

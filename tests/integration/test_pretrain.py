@@ -117,7 +117,7 @@ class Story:
     def full_disk(self, run: Run) -> None:
         run.wait_for_checkpoint_after(0)
         for trainer in run.actors("TrainerHost"):
-            # Metrics still fit; DeepSpeed's files do not. Python ignores SIGXFSZ: writes fail.
+            # Metrics still fit; the weights do not. Python ignores SIGXFSZ: writes fail.
             resource.prlimit(trainer.pid, resource.RLIMIT_FSIZE, (60_000, 60_000))
 
     def dead_trainer(self, run: Run) -> None:
@@ -214,8 +214,7 @@ def test_wandb_offline_writes_its_own_files(whole: WholeRun) -> None:
     ("words", "says"),
     [
         ([], ["already holds a run", "--resume", "run.dir"]),
-        (["--resume", "runtime.trainers=1"], ["runtime.trainers = 1", "runtime.trainers=2"]),
-        (["--resume", "runtime.zero_stage=1"], ["runtime.zero_stage = 1", "runtime.zero_stage=2"]),
+        (["--resume", "optim.batch_size=4"], ["optim.batch_size = 4", "optim.batch_size=8"]),
         (["--resume", "optim.steps=11"], ["optim.steps = 11", "optim.steps=12"]),
     ],
 )
@@ -229,17 +228,28 @@ def test_a_run_that_is_there_is_not_mixed_with_another(
     assert (whole.run_dir / "config.toml").read_text() == before
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_can_be_used(
-    whole: WholeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_damaged_checkpoint_is_passed_over_by_other_trainers_under_another_stage(
+    whole: WholeRun, tmp_path: Path
 ) -> None:
+    """One trainer, ZeRO-3 and one shard go on where two, ZeRO-2 and two shards stopped."""
     copy = tmp_path / "run"
     shutil.copytree(whole.run_dir / "checkpoints", copy / "checkpoints")
-    damaged = max((copy / "checkpoints" / "step-00000012").rglob("*.pt"))
+    shutil.copy(whole.run_dir / "metrics.jsonl", copy)
+    damaged = copy / "checkpoints" / "step-00000012" / "state-00001.safetensors"
     os.truncate(damaged, damaged.stat().st_size // 2)
-    assert main(["pretrain", str(whole.config), f"run.dir={copy}", "--resume"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert str(damaged) in line
-    assert "remove this checkpoint to resume from the one before" in line
+    words = [f"run.dir={copy}", "runtime.trainers=1", "runtime.zero_stage=3", "memory.shards=1"]
+    with pretraining(whole.config, *words, "--resume") as run:
+        ended = run.end()
+    assert ended.code == 0, ended.stderr
+    said = ended.stderr
+    assert f"step-00000012 is damaged and passed over: {damaged} is" in said
+    assert "going on from the one before, step-00000010: 2 steps are done again" in said
+    assert "saved by 2 trainers (ZeRO-2), going on with 1 (ZeRO-3)" in said
+    assert [line["step"] for line in read_lines(copy, "train")] == list(range(1, 13))
+    events = [line["message"] for line in read_lines(copy, "event")]
+    assert any("step-00000012 is damaged" in event for event in events)
+    assert main(["checkpoint", "verify", str(copy)]) == 0
+    assert checkpoint_names(copy) == ["step-00000010", "step-00000012"]
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_checkpoint_before(

@@ -1,7 +1,10 @@
 """Any process of a RayMemory may die at any moment: every epoch still seals or says why, and every
 reply is whole and of one epoch."""
 
+import contextlib
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -245,6 +248,27 @@ def test_a_replica_dies_in_the_middle_of_searches_and_of_a_refresh(doubled: RayM
         stream.wait_for(5)
     assert stream.check({first: weights(1), second: weights(2)}) == {first, second}
     searching.close()
+
+
+@pytest.mark.slow
+def test_after_a_switch_no_replica_answers_from_before_not_even_one_that_hung(
+    doubled: RayMemory,
+) -> None:
+    memory = doubled
+    hung = pid_of(shard_name(memory.name, 1, 1))
+    epoch = memory.stage(encoder_step=5, weights=weights(2))
+    memory.wait_sealed(epoch, WAIT_S)
+    others = RayMemory.attach(memory.name)  # it is told of no switch
+    others.search(toy_queries(1), 1)
+    os.kill(hung, signal.SIGSTOP)
+    assert memory.activate(epoch) == epoch
+    # Whoever had been asked before the switch would go on with the old epoch now.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(hung, signal.SIGCONT)
+    for _ in range(50):
+        assert others.search(toy_queries(1), 1).epoch == epoch
+    assert pid_of(shard_name(memory.name, 1, 1)) != hung
+    others.close()
 
 
 def test_an_edit_that_dies_with_its_client_is_rebased_by_another(memory: RayMemory) -> None:

@@ -15,7 +15,11 @@ from memory_server.shard.epochs import EpochPlan
 from memory_server.shard.shard import Shard
 from memory_server.store.store import Store
 from memory_server.wire.fan_out import SearchFanout
-from memory_server.wire.search_server import SearchServer, ShardLike
+from memory_server.wire.frames import Kind, Preamble, proof_of_reply
+from memory_server.wire.search_messages import pack_hits, unpack_search
+from memory_server.wire.search_server import SearchServer
+from memory_server.wire.shared_socket import SharedSocket
+from memory_server.wire.side_requests import ShardLike
 from tests.toy_memory import toy_factory, toy_weights
 
 SECRET = bytes(range(32))
@@ -99,11 +103,42 @@ class EchoShard:
         return []
 
 
+class DeafToRelays:
+    """A server in whose process searches are answered, and what is to be relayed hangs."""
+
+    def __init__(self, shard: EchoShard) -> None:
+        self._shard = shard
+        self._socket = SharedSocket("127.0.0.1", max_message_bytes=1 << 20, handle=self._handle)
+        self.endpoint = self._socket.endpoint
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while not self._closed.is_set():
+            self._socket.wait(None)
+
+    def _handle(self, frames: list[bytes]) -> None:
+        asked = Preamble.unpack(frames[1])
+        if asked.kind is not Kind.SEARCH:
+            return
+        request = unpack_search(frames[2])
+        hits = self._shard.search(torch.from_numpy(request.queries), request.k, epoch=asked.epoch)
+        answer = Preamble(Kind.HITS, self._shard.shard, asked.number, proof=proof_of_reply(SECRET))
+        self._socket.send([frames[0], answer.pack(), pack_hits(hits)])
+
+    def close(self) -> None:
+        self._closed.set()
+        self._socket.wake()
+        self._thread.join()
+        self._socket.close()
+
+
 class Servers:
     """Search servers that can be stopped and started again, as a restarted actor's are."""
 
     def __init__(self) -> None:
-        self.running: dict[tuple[int, int], SearchServer] = {}
+        self.running: dict[tuple[int, int], SearchServer | DeafToRelays] = {}
 
     def start(
         self,

@@ -17,10 +17,13 @@ from memory_server.errors import (
     ShardRestoring,
     UnknownEpoch,
 )
+from memory_server.wire.fan_out import ACTOR_CALLS_AT_ONCE
+from memory_server.wire.search_messages import SearchRequest
 from memory_server.wire.search_server import SearchServer
 from tests.memory_server.support_search import (
     OTHER_SECRET,
     SECRET,
+    DeafToRelays,
     EchoShard,
     Servers,
     asking,
@@ -245,3 +248,74 @@ def test_a_process_killed_in_the_middle_of_a_search_costs_no_answer() -> None:
         process.join()
         assert running.result(20).ids.tolist() == [[800]]
         assert fanout.stats().connections_lost == 1
+
+
+def test_relays_that_hang_are_passed_over_long_before_the_deadline() -> None:
+    shards = [EchoShard(number) for number in range(3)]
+    with (
+        served(*shards) as servers,
+        asking(servers, [1, 1, 1], fan_in=2, deadline_s=300.0) as fanout,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        fanout.entries([])  # so that all addresses are known
+        while fanout.stats().relayed < 64:
+            fanout.search(numbered(1), 1)
+        for number in (1, 2):
+            servers.stop(number)
+            servers.running[number, 0] = DeafToRelays(shards[number])
+        reply = pool.submit(fanout.search, numbered(7), 1).result(60)
+        assert reply.ids.tolist() == [[700]]
+        assert fanout.stats().relays_failed >= 1
+
+
+def test_calls_by_way_of_actors_are_as_bounded_as_a_queue_is() -> None:
+    shard = EchoShard(0)
+    shard.gate.clear()
+
+    def call(number: int, replica: int, method: str, arguments: dict[str, Any], _: float) -> Any:
+        return shard.search(torch.from_numpy(arguments["queries_BQ"]), arguments["k"])
+
+    options: dict[str, Any] = {"resolve_endpoint": lambda s, r: None, "actor_call": call}
+    with (
+        asking(Servers(), [1], **options) as fanout,
+        asking(Servers(), [1], **options) as other,
+        ThreadPoolExecutor(ACTOR_CALLS_AT_ONCE + 1) as pool,
+    ):
+        running = [
+            pool.submit(fanout.search, numbered(number), 1) for number in range(ACTOR_CALLS_AT_ONCE)
+        ]
+        for _ in running:
+            shard.asked.acquire()
+        late = pool.submit(fanout.search, numbered(99), 1)
+        assert within(20, lambda: fanout.stats().overloaded > 0)
+        shard.gate.set()
+        assert other.search(numbered(5), 1).ids.tolist() == [[500]]  # the bound is a process's
+        for number, reply in enumerate(running):
+            assert reply.result(20).ids.tolist() == [[100 * number]]
+        assert late.result(20).ids.tolist() == [[9900]]
+
+
+def test_a_server_queues_what_comes_by_its_actor_with_the_rest() -> None:
+    shard = EchoShard(0)
+    shard.gate.clear()
+    with served() as servers, ThreadPoolExecutor(3) as pool:
+        server = servers.start(shard, queue_limit=1)
+
+        def ask(number: int) -> Any:
+            request = SearchRequest(
+                queries=numbered(number).numpy(), k=1, exclude_doc_ids=None, exact=False
+            )
+            return server.ask(request, epoch=None, wait_s=0.0, timeout_s=20.0)
+
+        first = pool.submit(ask, 1)
+        shard.asked.acquire()
+        second = pool.submit(ask, 2)
+        assert within(20, lambda: server.stats().queue == 1)
+        with pytest.raises(Overloaded, match="1 searches wait, 1 may"):
+            ask(3)
+        shard.gate.set()
+        assert [f.result(20).ids.tolist() for f in (first, second)] == [[[100]], [[200]]]
+        assert server.stats().overloaded == 1
+        shard.failing = [UnknownEpoch("of the shard")]
+        with pytest.raises(UnknownEpoch, match="of the shard"):
+            ask(4)

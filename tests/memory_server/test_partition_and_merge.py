@@ -1,11 +1,12 @@
 """Dealing rows to shards, and merging the shards' hits."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_server.index.merge import merge_top_k
+from memory_server.index.merge import best_hits, order_hits
 from memory_server.shard.partition import deal_rows
 
 segment_rows = st.lists(st.integers(0, 40), max_size=8)
@@ -40,31 +41,32 @@ def test_impossible_shards_are_refused(shards, shard):
         deal_rows([3], shards=shards, shard=shard)
 
 
-@given(data=st.data(), shards=st.integers(1, 5), batch=st.integers(0, 3), hits=st.integers(1, 5))
-def test_merge_equals_sorting_all_hits(data, shards, batch, hits):
-    k = data.draw(st.integers(1, shards * hits))
-    ids = torch.randperm(shards * batch * hits).view(shards, batch, hits)
+@given(data=st.data(), batch=st.integers(0, 3), hits=st.integers(1, 12))
+def test_merge_equals_sorting_all_hits(data, batch, hits):
+    k = data.draw(st.integers(1, hits))
+    ids = torch.randperm(batch * hits).view(batch, hits)
     scores = torch.tensor(
         data.draw(
             st.lists(
-                st.sampled_from([-2.0, 0.0, 1.5]),
+                st.sampled_from([-2.0, 0.0, 1.5, 2.5, 7.0]),
                 min_size=ids.numel(),
                 max_size=ids.numel(),
             )
         )
-    ).view(shards, batch, hits)
+    ).view(batch, hits)
     pads = torch.tensor(
         data.draw(st.lists(st.booleans(), min_size=ids.numel(), max_size=ids.numel())),
         dtype=torch.bool,
-    ).view(shards, batch, hits)
+    ).view(batch, hits)
     ids[pads], scores[pads] = -1, float("-inf")
-    merged_scores, merged_ids = merge_top_k(scores, ids, k)
+    at = best_hits(scores.numpy(), ids.numpy(), k)
+    merged_ids, merged_scores = ids.numpy().take(at), scores.numpy().take(at)
+    same = order_hits(scores, ids)[:, :k]
+    assert merged_ids.tolist() == ids.gather(1, same).tolist()
     for b in range(batch):
         pairs = [
             (-score, entry_id)
-            for score, entry_id in zip(
-                scores[:, b].flatten().tolist(), ids[:, b].flatten().tolist(), strict=True
-            )
+            for score, entry_id in zip(scores[b].tolist(), ids[b].tolist(), strict=True)
             if entry_id >= 0
         ]
         expected = [entry_id for _, entry_id in sorted(pairs)[:k]]
@@ -73,9 +75,9 @@ def test_merge_equals_sorting_all_hits(data, shards, batch, hits):
 
 
 def test_merge_refuses_what_it_cannot_do():
-    scores, ids = torch.zeros(2, 1, 3), torch.arange(6).view(2, 1, 3)
+    scores, ids = np.zeros((1, 6), dtype=np.float32), np.arange(6).reshape(1, 6)
     for k in (0, 7):
         with pytest.raises(ValueError, match="allow 1 to 6"):
-            merge_top_k(scores, ids, k)
-    with pytest.raises(ValueError, match="G, B, K"):
-        merge_top_k(scores, ids[0], 1)
+            best_hits(scores, ids, k)
+    with pytest.raises(ValueError, match="B, M"):
+        best_hits(scores, ids[0], 1)

@@ -225,11 +225,16 @@ def test_a_coordinator_that_cannot_start_says_why_and_tries_again(
 
 
 class Scripted(Replicas):
-    """Two shards of two replicas, of which each answers an order as it is told to."""
+    """Two shards of two replicas, of which each answers an order as it is told to. One that is
+    ended is away until it is asked once more, and then follows."""
 
-    def __init__(self, layout: Layout, answers: dict[Address, Any]) -> None:
+    def __init__(
+        self, layout: Layout, answers: dict[Address, Any], *, can_be_ended: bool = True
+    ) -> None:
         super().__init__(layout)
         self._answers = answers
+        self._can_be_ended = can_be_ended
+        self.ended: list[Address] = []
 
     def ask(
         self,
@@ -241,21 +246,43 @@ class Scripted(Replicas):
         asked = self.addresses if addresses is None else addresses
         return {a: self._answers[a] for a in asked if a in self._answers}
 
+    def end(self, address: Address) -> None:
+        self.ended.append(address)
+        if self._can_be_ended:
+            del self._answers[address]
+
 
 ORDERS = Orders(revision=7, epochs=(), live=None)
 
 
 @pytest.mark.parametrize("silence", [NoAnswer("silent"), MemoryServerError("no disk"), None])
-def test_a_switch_is_done_when_of_every_shard_one_replica_follows(
+def test_a_switch_leaves_no_replica_that_answers_from_before(
     layout: Layout, silence: Exception | None
 ) -> None:
     two = Layout(**{**vars(layout), "shards": 2, "replicas": 2})
     answers: dict[Address, Any] = {(0, 0): 7, (0, 1): silence, (1, 0): 7, (1, 1): 7}
     if silence is None:
-        del answers[0, 1]
+        del answers[0, 1]  # dead: it reads the orders before it answers again
     replicas = Scripted(two, answers)
     replicas.wait_until_followed(ORDERS, 0.2, patient=True)
+    assert replicas.ended == ([] if silence is None else [(0, 1)])
     assert replicas._behind(ORDERS) == [(0, 1)]  # it is told until it follows
+
+
+def test_a_replica_that_can_be_neither_reached_nor_ended_is_named(layout: Layout) -> None:
+    two = Layout(**{**vars(layout), "shards": 2, "replicas": 2})
+    answers: dict[Address, Any] = {(0, 0): 7, (0, 1): NoAnswer("x"), (1, 0): 7, (1, 1): 7}
+    replicas = Scripted(two, answers, can_be_ended=False)
+    with pytest.raises(ShardLost, match=r"\(0, 1\).* neither follow nor could be ended"):
+        replicas.wait_until_followed(ORDERS, 0.2, patient=True)
+
+
+def test_what_is_released_late_harms_nobody(layout: Layout) -> None:
+    two = Layout(**{**vars(layout), "shards": 2, "replicas": 2})
+    answers: dict[Address, Any] = {(0, 0): 7, (0, 1): NoAnswer("x"), (1, 0): 7, (1, 1): 7}
+    replicas = Scripted(two, answers)
+    replicas.wait_until_followed(ORDERS, 0.2, patient=False)
+    assert replicas.ended == []
 
 
 def test_a_shard_of_which_no_replica_follows_is_lost_or_says_why(layout: Layout) -> None:

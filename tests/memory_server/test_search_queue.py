@@ -15,7 +15,7 @@ from memory_server.replies import ShardReply
 from memory_server.shard.shard import Shard
 from memory_server.wire.frames import Kind, Preamble
 from memory_server.wire.joined_requests import Waiting
-from memory_server.wire.messages import SearchRequest
+from memory_server.wire.search_messages import SearchRequest
 from memory_server.wire.search_queue import SearchQueue
 from tests.memory_server.support_search import EchoShard, numbered, sealed_shards, stage
 from tests.toy_memory import toy_entries, toy_queries, toy_store

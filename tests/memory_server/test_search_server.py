@@ -5,20 +5,14 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import zmq
 
 from memory_server.errors import Overloaded
 from memory_server.wire.frames import Kind, Preamble, proof_of_reply, proof_of_request
-from memory_server.wire.messages import (
-    SearchRequest,
-    pack_group,
-    pack_search,
-    unpack_error,
-    unpack_hits,
-)
+from memory_server.wire.messages import pack_group, unpack_error
+from memory_server.wire.search_messages import SearchRequest, pack_search, unpack_hits
 from memory_server.wire.search_server import SearchServer
 from tests.memory_server.support_search import OTHER_SECRET, SECRET, EchoShard, numbered
 
@@ -76,7 +70,7 @@ def search_body(*numbers: int, k: int = 2) -> bytes:
 
 
 def answers_still(asker: Asker) -> bool:
-    asker.send(replace(ASK, number=99).pack(), search_body(7))
+    asker.send(ASK._replace(number=99).pack(), search_body(7))
     while (received := asker.receive()) is not None:
         preamble, body = received
         if preamble.number == 99:
@@ -108,7 +102,7 @@ def test_a_search_is_answered_with_proof_and_counted(asker: Asker, server: Searc
 def test_strangers_are_refused_without_a_reason(
     asker: Asker, server: SearchServer, shard: EchoShard, changed: dict[str, object]
 ) -> None:
-    asker.send(replace(ASK, **changed).pack(), search_body(3))  # type: ignore[arg-type]
+    asker.send(ASK._replace(**changed).pack(), search_body(3))  # type: ignore[arg-type]
     received = asker.receive()
     assert received is not None
     preamble, body = received
@@ -144,9 +138,9 @@ def test_a_body_that_cannot_be_read_is_answered_with_an_error(asker: Asker, body
 
 def test_a_message_of_no_request_and_a_relay_without_its_group_are_errors(asker: Asker) -> None:
     for frames in (
-        [replace(ASK, kind=Kind.HITS).pack(), search_body(1)],
-        [replace(ASK, kind=Kind.RELAY).pack(), search_body(1)],
-        [replace(ASK, kind=Kind.RELAY).pack(), search_body(1), pack_group([])],
+        [ASK._replace(kind=Kind.HITS).pack(), search_body(1)],
+        [ASK._replace(kind=Kind.RELAY).pack(), search_body(1)],
+        [ASK._replace(kind=Kind.RELAY).pack(), search_body(1), pack_group([])],
     ):
         asker.send(*frames)
         received = asker.receive()
@@ -181,7 +175,7 @@ def test_a_full_queue_is_told_at_once_while_a_search_runs(
     asker.send(ASK.pack(), search_body(1))
     assert shard.asked.acquire(timeout=20)
     for number in (11, 12, 13, 14):
-        asker.send(replace(ASK, number=number).pack(), search_body(number))
+        asker.send(ASK._replace(number=number).pack(), search_body(number))
     received = asker.receive()
     assert received is not None
     assert received[0].number == 14

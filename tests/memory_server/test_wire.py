@@ -22,19 +22,21 @@ from memory_server.wire.frames import (
     unpack_body,
 )
 from memory_server.wire.messages import (
-    SearchRequest,
     pack_entries,
     pack_error,
     pack_group,
-    pack_hits,
-    pack_search,
     unpack_entries,
     unpack_error,
     unpack_group,
+)
+from memory_server.wire.queries import as_it_arrives, to_half
+from memory_server.wire.search_messages import (
+    SearchRequest,
+    pack_hits,
+    pack_search,
     unpack_hits,
     unpack_search,
 )
-from memory_server.wire.queries import as_it_arrives, to_half
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=5)
 ANY_ARRAY = st.sampled_from(sorted(DTYPES)).flatmap(lambda dtype: hnp.arrays(dtype, SHAPES))
@@ -171,7 +173,7 @@ def test_hits_arrive_and_are_refused_as_the_answer_to_another_question() -> None
     assert arrived.tokens.dtype == np.uint16
     assert (arrived.epoch, arrived.encoder_step, arrived.exact) == (7, 9, False)
     for rows, k in ((1, 3), (2, 2)):
-        with pytest.raises(BadMessage, match="is needed"):
+        with pytest.raises(BadMessage, match="asked for"):
             unpack_hits(pack_hits(SENT), 3, rows, k)
 
 

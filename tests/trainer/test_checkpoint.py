@@ -6,18 +6,23 @@ import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
 import torch
+from xxhash import xxh3_128
 
-from trainer import checkpoint
-from trainer.checkpoint import CheckpointState
+from trainer import checkpoint, parameter_files, tensor_files
+from trainer.checkpoint import CheckpointState, Written
+from trainer.checkpoint_state import OldCheckpointFormat, damages
 from trainer.data.cursor import Cursor
 from trainer.errors import CheckpointError
+from trainer.tensor_files import file_record
 
+SHARD = "shard-0.bin"
 KEY_WEIGHTS = {"embeddings.word_embeddings.weight": torch.arange(6.0).reshape(2, 3)}
 
 
@@ -36,12 +41,13 @@ def state(step: int, **changes: Any) -> CheckpointState:
 
 
 def write(run_dir: Path, step: int, *, keep: int = 2, content: str = "") -> Path:
-    """What the trainers do, with a file in place of DeepSpeed's."""
+    """What the trainers do, with a file in place of the engine's."""
     temporary = checkpoint.begin(run_dir, step)
-    (temporary / "engine").mkdir()
-    (temporary / "engine" / "shard-0.pt").write_text(content or f"weights of {step}")
-    checkpoint.write_rng(temporary, 0)
-    return checkpoint.commit(run_dir, state(step), KEY_WEIGHTS, keep=keep)
+    (temporary / SHARD).write_text(content or f"weights of {step}")
+    files = {SHARD: file_record(temporary / SHARD), **checkpoint.write_rng(temporary, 0)}
+    checkpoint.write_part(temporary, 0, Written(files=files, parameters={}, moments=[]))
+    written = checkpoint.read_parts_written(temporary, 1, patience_s=0)
+    return checkpoint.commit(run_dir, state(step), KEY_WEIGHTS, written, keep=keep)
 
 
 def names(run_dir: Path) -> list[str]:
@@ -79,12 +85,12 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
 def test_the_same_step_again_replaces_the_older_one(tmp_path: Path) -> None:
     write(tmp_path, 5, content="first")
     path = write(tmp_path, 5, content="second")
-    assert (path / "engine" / "shard-0.pt").read_text() == "second"
+    assert (path / SHARD).read_text() == "second"
     assert names(tmp_path) == ["step-00000005"]
     assert checkpoint.read_state(path) == state(5)
 
 
-@pytest.mark.parametrize("missing", ["engine/shard-0.pt", "key_weights.safetensors"])
+@pytest.mark.parametrize("missing", ["shard-0.bin", "key_weights.safetensors"])
 def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
     path = write(tmp_path, 5)
     (path / missing).unlink()
@@ -94,8 +100,10 @@ def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
 
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, 5, content="0123456789")
-    (path / "engine" / "shard-0.pt").write_text("0123")
-    with pytest.raises(CheckpointError, match=r"shard-0\.pt is 4 bytes, but 10 bytes were written"):
+    (path / SHARD).write_text("0123")
+    with pytest.raises(
+        CheckpointError, match=r"shard-0\.bin is 4 bytes, but 10 bytes were written"
+    ):
         checkpoint.read_state(path)
 
 
@@ -104,8 +112,9 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     [
         ('{"format": ', "Expecting value"),
         ("", "Expecting value"),
-        ('{"format": "pluglm-checkpoint-0"}', "its format is not pluglm-checkpoint-1"),
-        ('{"format": "pluglm-checkpoint-1"}', "file_bytes"),
+        ('{"format": "pluglm-checkpoint-0"}', "its format is not pluglm-checkpoint-2"),
+        ('{"format": "pluglm-checkpoint-2"}', "xxh3_128"),
+        ("[]", "list indices"),
     ],
 )
 def test_a_damaged_state_is_named(tmp_path: Path, content: str, reason: str) -> None:
@@ -115,12 +124,77 @@ def test_a_damaged_state_is_named(tmp_path: Path, content: str, reason: str) -> 
         checkpoint.read_state(path)
 
 
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None], *, seal: bool) -> None:
+    """Change `state.json`; with `seal` as somebody who knows of its checksum."""
+    values = json.loads((path / "state.json").read_text())
+    change(values)
+    if seal:
+        del values["xxh3_128"]
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+        values["xxh3_128"] = xxh3_128(canonical).hexdigest()
+    (path / "state.json").write_text(json.dumps(values))
+
+
 def test_an_unknown_field_of_the_state_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, 5)
-    values = json.loads((path / "state.json").read_text())
-    (path / "state.json").write_text(json.dumps(values | {"moon": "full"}))
+    rewrite(path, lambda values: values.update(moon="full"), seal=True)
     with pytest.raises(CheckpointError, match="moon"):
         checkpoint.read_state(path)
+
+
+def test_a_number_of_the_state_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path, 5)
+    rewrite(path, lambda values: values.update(step=6), seal=False)
+    with pytest.raises(CheckpointError, match="its checksum does not match"):
+        checkpoint.read_state(path)
+
+
+def test_a_file_outside_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, 5)
+    rewrite(path, lambda v: v["files"].update({"../x": v["files"][SHARD]}), seal=True)
+    with pytest.raises(CheckpointError, match="outside of its checkpoint"):
+        checkpoint.read_state(path)
+
+
+def test_a_changed_byte_is_found_where_contents_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path, 5, content="0123456789")
+    assert checkpoint.read_verified(path) == state(5)
+    assert damages(path) == []
+    (path / SHARD).write_text("0123456780")
+    checkpoint.read_state(path)
+    with pytest.raises(CheckpointError, match=r"shard-0\.bin is damaged: .* remove this"):
+        checkpoint.read_verified(path)
+    (path / "key_weights.safetensors").unlink()
+    (first, second) = damages(path)
+    assert "key_weights.safetensors is missing" in first
+    assert "shard-0.bin is damaged" in second
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_as_such(tmp_path: Path) -> None:
+    path = write(tmp_path, 5)
+    rewrite(path, lambda values: values.update(format="pluglm-checkpoint-1"), seal=True)
+    with pytest.raises(OldCheckpointFormat, match="the version that began it, or start another"):
+        checkpoint.read_state(path)
+
+
+def test_a_later_one_that_was_not_resumed_from_makes_no_newer_one_old(tmp_path: Path) -> None:
+    """The one of step 12 is damaged, so the run went on from step 10 and comes to step 11."""
+    write(tmp_path, 10, keep=1)
+    write(tmp_path, 12, keep=2)
+    write(tmp_path, 11, keep=1)
+    assert names(tmp_path) == ["step-00000011", "step-00000012"]
+    write(tmp_path, 13, keep=1)
+    assert names(tmp_path) == ["step-00000013"]
+
+
+def test_a_rank_whose_files_do_not_make_a_whole_parameter_is_refused(tmp_path: Path) -> None:
+    temporary = checkpoint.begin(tmp_path, 5)
+    part = {"w": {"shape": [2, 3], "start": 0, "numel": 4}}
+    written = [Written(files={}, parameters=part, moments=[])]
+    with pytest.raises(CheckpointError, match="4 of the 6 elements of w"):
+        checkpoint.commit(tmp_path, state(5), KEY_WEIGHTS, written, keep=2)
+    assert temporary.is_dir()
+    assert names(tmp_path) == []
 
 
 def test_random_numbers_go_on_where_they_stopped(tmp_path: Path) -> None:
@@ -133,13 +207,16 @@ def test_random_numbers_go_on_where_they_stopped(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(8), following)
 
 
+TRACED = {module.__file__ for module in (checkpoint, parameter_files, tensor_files)} | {__file__}
+
+
 def _write_and_die(run_dir: Path, step: int, lines_to_live: int) -> None:
     """Die inside `write`, when the trainer's code and shutil's have run so many lines."""
     lived = 0
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
         nonlocal lived
-        if frame.f_code.co_filename not in {checkpoint.__file__, __file__}:
+        if frame.f_code.co_filename not in TRACED:
             return trace if frame.f_code.co_filename.endswith("shutil.py") else None
         if event == "line":
             lived += 1
@@ -158,7 +235,7 @@ def test_death_at_any_line_leaves_the_last_checkpoint(tmp_path: Path, step: int)
     """keep=1, so that nothing but the last one could be resumed from; step 5 is replaced."""
     context = multiprocessing.get_context("fork")
     deaths = 0
-    for lines in range(0, 400, 3):
+    for lines in range(0, 900, 5):
         run_dir = tmp_path / str(lines)
         write(run_dir, 5, content="first")
         process = context.Process(target=_write_and_die, args=(run_dir, step, lines))
@@ -169,7 +246,7 @@ def test_death_at_any_line_leaves_the_last_checkpoint(tmp_path: Path, step: int)
         for path in checkpoint.committed_checkpoints(run_dir):
             found = checkpoint.read_state(path)
             assert path.name == f"step-{found.step:08d}"
-        content = (latest / "engine" / "shard-0.pt").read_text()
+        content = (latest / SHARD).read_text()
         assert content in {"first", "second"}
         if process.exitcode == 0:
             assert content == "second"
@@ -179,7 +256,7 @@ def test_death_at_any_line_leaves_the_last_checkpoint(tmp_path: Path, step: int)
         # What the death left behind does not hinder the next attempt, and is cleared away.
         final = write(run_dir, step, keep=1, content="third")
         assert checkpoint.latest_checkpoint(run_dir) == final
-        assert (final / "engine" / "shard-0.pt").read_text() == "third"
+        assert (final / SHARD).read_text() == "third"
         assert [p.name for p in (run_dir / "checkpoints").iterdir()] == [final.name]
     else:
         pytest.fail("the checkpoint was never completed")

@@ -91,6 +91,67 @@ def test_what_the_runs_settings_decide_is_refused(
         assert part in str(caught.value)
 
 
+def test_all_conflicts_are_named_with_both_sides(tmp_path: Path) -> None:
+    own = {"zero_optimization": {"stage": 3}, "gradient_clipping": 2.0}
+    with pytest.raises(ConfigError) as caught:
+        deepspeed_config(own_json(tmp_path, json.dumps(own)), on_gpu=False)
+    told = str(caught.value)
+    assert "zero_optimization.stage = 3 there, 2 here, which runtime.zero_stage decides" in told
+    assert "gradient_clipping = 2.0 there, 0.5 here, which optim.grad_clip decides" in told
+
+
+def test_what_is_auto_is_ours_to_decide(tmp_path: Path) -> None:
+    own = {"train_batch_size": "auto", "zero_optimization": {"stage": "auto"}}
+    given = deepspeed_config(own_json(tmp_path, json.dumps(own)), on_gpu=False)
+    assert given == deepspeed_config(settings(), on_gpu=False)
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"zero_optimisation": {}}, "DeepSpeed has no key zero_optimisation; did you mean zero_op"),
+        ({"zero_optimization": {"reduce_buckets": 1}}, "no key zero_optimization.reduce_buckets"),
+        ({"amp": {"enabled": True}}, "DeepSpeed has no key amp"),
+        ({"zero_optimization": 3}, "zero_optimization must be a JSON object"),
+        ({"managed_gradient_accumulation": False}, "only true is allowed"),
+        ({"torch_autocast": {"enabled": True}}, "runtime.precision decides"),
+        ({"tensor_parallel": {"autotp_size": 2}}, "it must be left out"),
+        ({"zero_optimization": {"round_robin_gradients": True}}, "only false is allowed"),
+        ({"zero_optimization": {"cpu_offload": True}}, "runtime.offload_optimizer and"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "runtime.offload_opt"),
+        ({"zero_optimization": {"offload_param": {"max_in_cpu": 5}}}, "which is of stage 3"),
+        ({"zero_optimization": {"stage3_max_live_parameters": 5}}, "runtime.zero_stage = 2"),
+        ({"bf16": {"check_grad_overflow": False}}, "only true is allowed"),
+        ({"zero_allow_untested_optimizer": False}, "false there, true here"),
+    ],
+)
+def test_slips_and_contradictions_are_refused(
+    tmp_path: Path, own: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        deepspeed_config(own_json(tmp_path, json.dumps(own)), on_gpu=False)
+    assert said in str(caught.value)
+    assert "own.json" in str(caught.value)
+
+
+def test_what_is_offloaded_goes_where_the_settings_say() -> None:
+    given = deepspeed_config(
+        settings(zero_stage=3, offload_optimizer="cpu", offload_parameters="cpu"), on_gpu=True
+    )
+    zero = given["zero_optimization"]
+    assert zero["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    assert zero["offload_param"] == {"device": "cpu", "pin_memory": True}
+    assert "offload_optimizer" not in deepspeed_config(settings(), on_gpu=True)["zero_optimization"]
+
+
+def test_nvme_is_refused_where_there_is_no_gpu_and_configured_where_there_is() -> None:
+    on_nvme = settings(zero_stage=3, offload_optimizer="nvme", nvme_path="/fast")
+    zero = deepspeed_config(on_nvme, on_gpu=True)["zero_optimization"]
+    assert zero["offload_optimizer"]["nvme_path"] == "/fast"
+    with pytest.raises(ConfigError, match="needs GPUs and DeepSpeed's async_io operator"):
+        deepspeed_config(on_nvme, on_gpu=False)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [("{", "not valid JSON"), ("[1]", "must hold a JSON object"), ("3", "must hold a JSON object")],

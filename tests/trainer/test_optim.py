@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import PlugLMConfig, PlugLMForMaskedLM, is_key_weight
+from trainer.lamb import Lamb
 from trainer.optim import lr_factor, make_optimizer, parameter_groups
 from trainer.settings import OptimSettings
 
@@ -105,6 +106,17 @@ def test_the_optimizer_is_adamw_with_the_given_numbers() -> None:
     assert all(group["betas"] == (0.8, 0.9) for group in optimizer.param_groups)
     assert all(group["eps"] == 1e-7 for group in optimizer.param_groups)
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.3}
+
+
+def test_fused_or_plain_adamw_or_lamb() -> None:
+    for fused in (True, False):
+        optimizer = make_optimizer(tiny_model(), OptimSettings(fused=fused))
+        assert isinstance(optimizer, torch.optim.AdamW)
+        assert optimizer.defaults["fused"] is fused
+    lamb = make_optimizer(tiny_model(), OptimSettings(optimizer="lamb", betas=(0.8, 0.9)))
+    assert isinstance(lamb, Lamb)
+    assert all(group["betas"] == (0.8, 0.9) for group in lamb.param_groups)
+    assert {group["weight_decay"] for group in lamb.param_groups} == {0.0, 0.01}
 
 
 def test_the_papers_schedule() -> None:

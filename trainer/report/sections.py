@@ -55,6 +55,7 @@ def training(run: RunData) -> Html:
         return section("training", "How training went", absent("There are no curves to draw yet."))
     charts = curves(run)
     lost = sum(1 for line in run.of_kind("train") if "loss" in line and line["loss"] is None)
+    left_out = round(sum(run.values("skipped_steps")))
     columns = [
         (f"{series.name} ({chart.unit})", series) for chart in charts for series in chart.series
     ]
@@ -68,6 +69,13 @@ def training(run: RunData) -> Html:
         ),
         tag("p", f"The loss was not a number at {plural(lost, 'step')}.", class_="warning")
         if lost
+        else None,
+        tag(
+            "p",
+            f"{plural(left_out, 'step')} left out: loss or gradient was not finite.",
+            class_="warning",
+        )
+        if left_out
         else None,
         tag("div", *(line_chart(chart) for chart in charts), class_="charts"),
         tag(
