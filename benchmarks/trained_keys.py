@@ -1,4 +1,4 @@
-"""Keys and queries of a trained model, as search_faiss.py takes them: what real ones look like.
+r"""Keys and queries of a trained model, as search_faiss.py takes them: what real ones look like.
 
 Keys are those that a memory gets from the run's weights, of all entries of a corpus, in the order
 of its rows; queries are what the model's last memory layer asks for on held-out sequences of that
@@ -6,7 +6,8 @@ corpus, masked as the run's evaluation masks, with that memory attached. The cor
 model's tokenizer:
 
   pluglm quickstart
-  pluglm corpus build TEXTS --out big --tokenizer runs/quickstart/run-seed0/model --sequence-length 65
+  pluglm corpus build TEXTS --out big --tokenizer runs/quickstart/run-seed0/model \
+    --sequence-length 65
   python benchmarks/trained_keys.py runs/quickstart/run-seed0 big --out big-keys
   python benchmarks/search_faiss.py --keys big-keys/keys.npy --queries big-keys/queries.npy
 """

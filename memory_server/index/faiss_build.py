@@ -10,7 +10,7 @@ import torch
 
 from memory_server.index.approximate_index import ApproximateIndex
 from memory_server.index.base import IndexInput, IndexSettings, RecentQueries
-from memory_server.index.faiss_filling import build_block
+from memory_server.index.faiss_filling import build_block, sample_rows
 from memory_server.index.faiss_index import FaissBlock
 from memory_server.index.faiss_kinds import bytes_per_row, check_device, empty_index, least_rows
 from memory_server.index.faiss_presets import SMALLEST_BLOCK, Recipe, recipe_for
@@ -40,6 +40,14 @@ def faiss_bytes(settings: IndexSettings, *, rows: int, width: int) -> int:
     if rows < SMALLEST_BLOCK:
         return 0
     return rows * bytes_per_row(recipe_for(settings, rows=rows, width=width), width)
+
+
+def faiss_training_bytes(settings: IndexSettings, *, rows: int, width: int) -> int:
+    """What FAISS takes while it is trained on one block: a sample, and its own copy of that."""
+    if rows < SMALLEST_BLOCK:
+        return 0
+    recipe = recipe_for(settings, rows=rows, width=width)
+    return 2 * 4 * width * min(rows, sample_rows(recipe.factory, settings.train_rows))
 
 
 def build_approximate(

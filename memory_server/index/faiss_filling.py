@@ -23,7 +23,7 @@ from memory_server.index.faiss_kinds import (
     set_parameter,
     torch_threads,
 )
-from memory_server.index.faiss_presets import Recipe
+from memory_server.index.faiss_presets import Recipe, inverted_lists
 from memory_server.keys.key_blocks import KeyBlock
 
 Check = Callable[[], None]
@@ -69,9 +69,8 @@ def build_block(
                     return FaissBlock(filled, parts, device=device, drift=drift, anew=False)
                 del filled
             untrained = empty_index(recipe, keys.width)
-            parts = TrainedParts(
-                factory=recipe.factory, template=_trained(untrained, keys, train_rows), errors={}
-            )
+            trained = _trained(untrained, keys, train_rows, recipe.factory)
+            parts = TrainedParts(factory=recipe.factory, template=trained, errors={})
             check()
             filled = _fill(keys, parts, recipe, None, check)
             parts = replace(parts, template=filled.template, errors=filled.errors)
@@ -83,11 +82,14 @@ def build_block(
         ) from error
 
 
-def _trained(index: Any, keys: BlockKeys, train_rows: int) -> Any:
+def sample_rows(factory: str, train_rows: int) -> int:
+    """Keys that an index is trained on, where there are as many; `train_rows` 0: not given."""
+    return train_rows or max(TRAIN_ROWS, POINTS_PER_LIST * inverted_lists(factory))
+
+
+def _trained(index: Any, keys: BlockKeys, train_rows: int, factory: str) -> Any:
     if not index.is_trained:
-        ivf = faiss.try_extract_index_ivf(index)
-        needed = TRAIN_ROWS if ivf is None else max(TRAIN_ROWS, POINTS_PER_LIST * ivf.nlist)
-        index.train(keys.sample(train_rows or needed))
+        index.train(keys.sample(sample_rows(factory, train_rows)))
     return index
 
 

@@ -81,7 +81,7 @@ def _recipe(
     settings: IndexSettings, factory: str, *, lists_at_first: int, candidates_per_hit: int
 ) -> Recipe:
     """Search parameters that the user gave are obeyed; else lists are scanned as measured."""
-    lists = 0 if settings.search else _lists(factory)
+    lists = 0 if settings.search else inverted_lists(factory)
     short_codes = "x4fs" in factory
     share = MOST_SHORT_CODE_LISTS if short_codes else MOST_LISTS
     return Recipe(
@@ -97,7 +97,7 @@ def _recipe(
     )
 
 
-def _lists(factory: str) -> int:
+def inverted_lists(factory: str) -> int:
     """The inverted lists of a factory string, such as IVF4096 or IVF64k_HNSW32; 0: it has none."""
     found = re.search(r"(?:^|,)IVF(\d+)([kM]?)(?:[_(,]|$)", factory)
     if found is None:
