@@ -1,8 +1,9 @@
 """FAISS presets of the memory against its exact flat search: time, recall, building, refreshing.
 
 All search the same keys (a mixture of Gaussians, or --keys FILE) with the same queries, turn by
-turn; recall is against the exact answers. A refresh is simulated by keys that drifted a little:
-trained parts are kept, or trained anew. faiss.IndexFlatIP stands beside as a second peer.
+turn. How much a preset looks at is chosen by other queries, as a server does; recall is against
+the exact answers. A refresh is simulated by keys that drifted a little: trained parts are kept, or
+trained anew. faiss.IndexFlatIP stands beside as a second peer.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ from harness import (
 from torch import Tensor
 
 from memory_server.index.approximate_index import ApproximateIndex
-from memory_server.index.base import IndexInput, IndexSettings
+from memory_server.index.base import IndexInput, IndexSettings, RecentQueries
 from memory_server.index.factory import build_index
 from memory_server.index.recall_audit import recall_at_k
 from memory_server.keys.key_blocks import BlockedKeys, KeyBlock
 from memory_server.keys.key_codes import KeyCodes
 from memory_server.keys.stored_vectors import StoredVectors
 
-CLUSTERS, TEST_QUERIES = 1000, 256
+CLUSTERS, TEST_QUERIES, TUNING_QUERIES, TURNS = 1000, 512, 256, 4
+LATER = ((TUNING_QUERIES, 4), (TEST_QUERIES, 5))  # lots of queries after a refresh
 
 
 def clustered_keys(entries: int, width: int) -> Tensor:
@@ -54,6 +56,27 @@ def real_keys(path: Path) -> Tensor:
     """Keys from a .npy file, or from a directory of stored vectors."""
     array = StoredVectors.open(path).keys_NQ if path.is_dir() else np.load(path)
     return torch.from_numpy(np.array(array, dtype=np.float32))
+
+
+class Queries:
+    """Real ones from a file, which are dealt out without repeating; else made from the keys."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._real = None if path is None else torch.from_numpy(np.load(path)).float()
+        if self._real is not None:
+            shuffled = torch.randperm(len(self._real), generator=torch.Generator().manual_seed(6))
+            self._real = self._real[shuffled]
+
+    def of(self, keys: Tensor, count: int, at: int) -> Tensor:
+        """The `at`-th lot of `count` queries: the same for the same numbers."""
+        if self._real is None:
+            return queries_near(keys, count, at)
+        start = at * TEST_QUERIES
+        if start + count > len(self._real):
+            raise SystemExit(
+                f"--queries holds {len(self._real)} queries, {start + count} are needed"
+            )
+        return self._real[start : start + count]
 
 
 def queries_near(keys: Tensor, count: int, seed: int) -> Tensor:
@@ -81,31 +104,39 @@ def rows_of(keys: Tensor) -> IndexInput:
 
 
 def built(
-    kind: str, keys: Tensor, previous: ApproximateIndex | None = None
+    kind: str, keys: Tensor, asked: Tensor, k: int, previous: ApproximateIndex | None = None
 ) -> tuple[ApproximateIndex, float]:
-    """The index over these keys, and the seconds that it took, without measuring its recall."""
+    """The index over these keys, its effort chosen by what was asked, and the seconds it took.
+
+    The seconds are without the choice, which a server makes beside its searches.
+    """
     began = time.perf_counter()
     index = build_index(IndexSettings(kind=kind), rows_of(keys), previous=previous)
+    build_s = time.perf_counter() - began
     assert isinstance(index, ApproximateIndex)
     if not index.parts:
         raise SystemExit(f"{len(keys)} keys are too few for {kind}; give --entries 20000 or more")
-    return index, time.perf_counter() - began
+    nothing = torch.full((len(asked),), -1, dtype=torch.int64)
+    index.tune(RecentQueries(queries_nQ=asked, exclude_doc_ids_n=nothing, k=k))
+    return index, build_s
 
 
 def answers(search: Callable[..., Any], queries: Tensor, batch: int, k: int) -> Tensor:
     return torch.cat([search(few, k, None).rows for few in queries.split(batch)])
 
 
-def measure(args: argparse.Namespace, kind: str, keys: Tensor, drifted: Tensor) -> dict[str, Any]:
+def measure(
+    args: argparse.Namespace, kind: str, keys: Tensor, drifted: Tensor, asked: Queries
+) -> dict[str, Any]:
     """All figures of one preset."""
     note(f"{kind}: building")
     k, batch = args.top_k, args.batch
-    index, build_s = built(kind, keys)
+    index, build_s = built(kind, keys, asked.of(keys, TUNING_QUERIES, 0), k)
     exactly = partial(index.search, exact=True)
-    queries = queries_near(keys, TEST_QUERIES, 1)
+    queries = asked.of(keys, TEST_QUERIES, 1)
     true_rows = answers(exactly, queries, batch, k)
     recall = recall_at_k(answers(index.search_approximately, queries, batch, k), true_rows)
-    few = [queries_near(keys, batch, 10 + turn) for turn in range(4)]
+    few = list(asked.of(keys, TURNS * batch, 2).split(batch))
     faiss_queries = [one.numpy() for one in few]
 
     def all_of(search: Callable[[Any], object], batches: list[Any]) -> Callable[[], float]:
@@ -123,15 +154,15 @@ def measure(args: argparse.Namespace, kind: str, keys: Tensor, drifted: Tensor) 
     spent = turn_by_turn(calls, repeats=args.repeats)
     per_batch = {name: [1000 * s / len(few) for s in times] for name, times in spent.items()}
     note(f"{kind}: refreshing")
-    later = queries_near(drifted, TEST_QUERIES, 2)
-    kept, kept_s = built(kind, drifted, index)
+    tuning, later = (asked.of(drifted, count, at) for count, at in LATER)
+    kept, kept_s = built(kind, drifted, tuning, k, index)
     if kept.parts[0].accelerator.trained_anew:
         note(f"{kind}: the keys drifted so far that trained parts were not kept")
     true_later = answers(partial(kept.search, exact=True), later, batch, k)
     kept_recall = recall_at_k(answers(kept.search_approximately, later, batch, k), true_later)
     drift = kept.parts[0].accelerator.drift
     del kept
-    anew, anew_s = built(kind, drifted)
+    anew, anew_s = built(kind, drifted, tuning, k)
     anew_recall = recall_at_k(answers(anew.search_approximately, later, batch, k), true_later)
     strange = torch.randn(queries.shape, generator=torch.Generator().manual_seed(4))
     strange_recall = recall_at_k(
@@ -141,7 +172,7 @@ def measure(args: argparse.Namespace, kind: str, keys: Tensor, drifted: Tensor) 
     return {
         "index": kind,
         "factory": index.parts[0].recipe.factory,
-        "search": index.parts[0].recipe.search,
+        "search": index.describe(),
         "preset_ms": Spread.of(per_batch["preset"]),
         "flat_ms": Spread.of(per_batch["flat"]),
         "flat_ip_ms": Spread.of(per_batch["flat_ip"]) if args.flat_ip else None,
@@ -170,6 +201,9 @@ def main() -> None:
         type=Path,
         help="of a trained model: [N, Q] as .npy, or vectors made by freeze_vectors",
     )
+    parser.add_argument(
+        "--queries", type=Path, help="that its searches ask: [n, Q] as .npy (trained_keys.py)"
+    )
     parser.add_argument("--index", nargs="+", default=["ivf", "pq"], metavar="KIND")
     parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--batch", type=positive, default=32)
@@ -182,13 +216,14 @@ def main() -> None:
     faiss.omp_set_num_threads(args.threads)
     faiss.cvar.distance_compute_blas_threshold = 8  # the best for IndexFlatIP at batch 32
     keys = clustered_keys(args.entries, args.width) if args.keys is None else real_keys(args.keys)
+    asked = Queries(args.queries)
     generator = torch.Generator().manual_seed(5)
     drifted = keys + 0.15 * keys[:4096].std() * torch.randn(keys.shape, generator=generator)
     print(
         f"N={len(keys):,}, Q={keys.shape[1]}, K={args.top_k}, batches of {args.batch}, "
         f"{args.threads} thread(s)\n"
     )
-    figures = [measure(args, kind, keys, drifted) for kind in args.index]
+    figures = [measure(args, kind, keys, drifted, asked) for kind in args.index]
     print(table(SEARCH_HEADERS, [search_row(one) for one in figures]), end="\n\n")
     print(table(REFRESH_HEADERS, [refresh_row(one) for one in figures]))
     finish(args.json, facts, args, figures)

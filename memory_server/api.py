@@ -71,6 +71,10 @@ class TabledFactory(Protocol):
         """Hexadecimal; the same only where the tables are the same."""
         ...
 
+    def tables_bytes(self, entry_tokens: int | None = None) -> int:
+        """What the tables take; 0 where there are none."""
+        ...
+
     def tables_pay_from(self, entry_tokens: int | None = None) -> int | None:
         """So many entries take as long to encode directly as by tables; None: there are none."""
         ...

@@ -192,8 +192,8 @@ class LocalMemory:
             )
         try:
             # Not under the lock: new segments are read against their checksums here.
-            needed, free = self._shard.stage_cost(plan)
-            check_fits(needed, free, what=f"staging epoch {plan.epoch}")
+            cost = self._shard.stage_cost(plan)
+            check_fits(cost.own + cost.tables, cost.free, what=f"staging epoch {plan.epoch}")
         except BaseException:
             with self._lock:
                 self._book.fail(plan.epoch, "it was refused")

@@ -13,7 +13,7 @@ from model.attention import CopyLinear
 from model.config import PlugLMConfig
 from model.embeddings import Embeddings
 from model.full_precision import in_full_precision
-from model.key_tables import KeyTables, has_tables, tables_digest, tables_pay_from
+from model.key_tables import KeyTables, has_tables, tables_bytes, tables_digest, tables_pay_from
 from model.layers import PlainLayer
 from model.pooling import make_pooler
 from model.rows import Rows
@@ -190,6 +190,11 @@ class KeyEncoderFactory:
     ) -> str:
         """Hexadecimal; the same only where `tables` gives the same, on any machine."""
         return tables_digest(weights, PlugLMConfig.from_dict(self.config), entry_tokens)
+
+    def tables_bytes(self, entry_tokens: int | None = None) -> int:
+        """What the tables take in float32; 0 where the model has none."""
+        config = PlugLMConfig.from_dict(self.config)
+        return tables_bytes(config, entry_tokens) if has_tables(config) else 0
 
     def tables_pay_from(self, entry_tokens: int | None = None) -> int | None:
         """So many entries take as long to encode directly as the tables take to be made and read.

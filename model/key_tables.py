@@ -230,6 +230,15 @@ def tables_pay_from(config: PlugLMConfig, entry_tokens: int | None = None) -> in
     return math.ceil(build / max(direct - read, 1.0))
 
 
+def tables_bytes(config: PlugLMConfig, entry_tokens: int | None = None) -> int:
+    """What the tables take in float32."""
+    longest = config.max_position_embeddings if entry_tokens is None else entry_tokens
+    positions = 1 if config.entry_pooler == "cls" else longest
+    scalars = 2 if config.entry_pooler == "attentive" else 1
+    vocabulary, width = config.vocab_size, config.key_size
+    return 4 * (vocabulary * (width + positions * scalars) + (positions + 2) * width)
+
+
 def tables_digest(
     weights: Mapping[str, Tensor], config: PlugLMConfig, entry_tokens: int | None = None
 ) -> str:

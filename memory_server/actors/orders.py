@@ -103,12 +103,14 @@ class Need:
     Attributes:
         place: what it shares its memory with: a node, a GPU, or itself if it has its own limit.
         bytes: what the epoch would add. free: what its place has left.
+        tables: what it would add once for all that share memory; bytes of a GPU are not shared.
         pending: what epochs that are being staged will still add.
     """
 
     place: str
     bytes: int
     free: int
+    tables: int = 0
     pending: int = 0
 
 
@@ -116,7 +118,7 @@ def shortage(needs: Mapping[Address, Need]) -> tuple[str, int, int] | None:
     """The first place where an epoch would not fit: (place, bytes needed, bytes free)."""
     for place in dict.fromkeys(need.place for need in needs.values()):
         here = [need for need in needs.values() if need.place == place]
-        added = sum(need.bytes for need in here)
+        added = sum(need.bytes for need in here) + max(need.tables for need in here)
         needed = added + sum(need.pending for need in here)
         free = min(need.free for need in here)
         if added and needed > free:

@@ -174,14 +174,21 @@ class ShardHost:
             UnknownVersion, StoreDamaged.
         """
         self._check()
-        added, free = self._shard.stage_cost(plan)
+        cost = self._shard.stage_cost(plan)
         if self._settings.memory_limit_bytes is not None:
             place = f"shard {self._address[0]} (memory_limit_bytes)"
         elif self._settings.device == "cuda":
             place = f"GPU {torch.cuda.get_device_properties(0).uuid} of node {self._node}"
         else:
             place = f"node {self._node}"
-        return Need(place=place, bytes=added, free=free, pending=self._pending_bytes(pending))
+        on_gpu = self._settings.device == "cuda"  # where each process has tables of its own
+        return Need(
+            place=place,
+            bytes=cost.own + (cost.tables if on_gpu else 0),
+            tables=0 if on_gpu else cost.tables,
+            free=cost.free,
+            pending=self._pending_bytes(pending),
+        )
 
     @ray.method(concurrency_group="control")
     def report(self) -> ShardStats:
@@ -233,9 +240,8 @@ class ShardHost:
             with contextlib.suppress(UnknownEpoch):
                 status = self._shard.status(order.plan.epoch)
                 if status.state == "encoding":
-                    cost, _ = self._shard.stage_cost(order.plan)
                     left = 1.0 if not status.total else 1 - status.done / status.total
-                    added += int(cost * left)
+                    added += int(self._shard.stage_cost(order.plan).own * left)
         return added
 
     def _report(self) -> ShardStats:

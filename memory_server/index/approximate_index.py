@@ -1,30 +1,38 @@
 """The approximate index that a shard serves: FAISS for large blocks, exact search for the rest.
 
 FAISS only proposes: winners are scored by their exact keys, as everywhere. While the gate is
-closed every answer is exact.
+closed every answer is exact. How much FAISS looks at is the least that finds enough for the
+searches' own queries, unless the user said it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from memory_server.index.base import ExactKeys, Hits, IndexInput
+from memory_server.index.base import ExactKeys, Hits, IndexInput, RecentQueries
 from memory_server.index.faiss_index import FaissBlock
 from memory_server.index.faiss_presets import Recipe
-from memory_server.index.flat_index import FlatIndex, exact_inner_products
-from memory_server.index.masked_cells import NEGATIVE_INFINITY
-from memory_server.index.merge import order_hits
-from memory_server.index.recall_gate import RecallGate
+from memory_server.index.flat_index import FlatIndex
+from memory_server.index.recall_audit import Rest, found_rows
+from memory_server.index.recall_gate import MIN_QUERIES, RecallGate
+from memory_server.index.rescoring import Rescorer
+from memory_server.index.search_effort import (
+    Effort,
+    Recall,
+    aim_for,
+    least_effort,
+    tuning_and_judging,
+)
 from memory_server.keys.key_blocks import BlockedKeys, BlockView
 
-EXTRA_ROWS = 16  # beyond 2k: scored in float64, so that float32's rounding decides nothing
+EXTRA_ROWS = 16  # for removed rows where FAISS does not leave them out
 EXTRA_EXCLUDED = 16  # a document has a few entries; more are asked for again
 MOST_TRIES = 3
 TRY_FACTOR = 4
-GATHER_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 26}  # on a CPU what the allocator reuses at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,27 +51,43 @@ class AcceleratedView:
     selection: Any
     live_rows: int
 
+    def cost(self, effort: Effort, k: int) -> float:
+        """What an effort takes here; to compare efforts by."""
+        return self.recipe.cost(effort, rows=self.view.block.rows, k=k)
+
 
 class ApproximateIndex:
-    """Top-k over one epoch's keys, approximate while its gate is open. Only the gate changes."""
+    """Top-k over one epoch's keys, approximate while its gate is open.
+
+    Only the gate and the effort change.
+    """
 
     def __init__(
         self,
         rows: IndexInput,
         accelerated: Sequence[tuple[BlockView, FaissBlock, Recipe]],
         gate: RecallGate,
+        effort: Effort | None = None,
     ) -> None:
-        """`accelerated`: views of `rows.keys`; the other views are searched exactly."""
+        """Take what is built.
+
+        Args:
+            accelerated: views of `rows.keys`; the other views are searched exactly.
+            effort: that was measured on an index like this one; None: as the recipes begin.
+        """
         self.gate = gate
         self._rows = rows
         self._device = rows.keys.device
         self._flat = FlatIndex(rows)
+        self._rescorer = Rescorer(rows)
         self._is_dead_N = torch.zeros(rows.keys.rows, dtype=torch.bool, device=self._device)
         self._is_dead_N[rows.dead_rows] = True
         self.parts = tuple(self._part(*one) for one in accelerated)
         fast = {part.view.offset for part in self.parts}
         rest = [view for view in rows.keys.views if view.offset not in fast and view.rows]
         self._rest_rows, self._rest = _rest_of(rows, rest, self._is_dead_N)
+        self._begins_with, self._most = _efforts([part.recipe for part in self.parts])
+        self.effort = effort or self._begins_with
 
     @property
     def accelerated_rows(self) -> int:
@@ -92,24 +116,54 @@ class ApproximateIndex:
             return self._flat.search(queries_BQ, k, exclude_doc_ids_B, exact=exact)
         return self.search_approximately(queries_BQ, k, exclude_doc_ids_B)
 
-    @torch.no_grad()
     def search_approximately(
         self, queries_BQ: Tensor, k: int, exclude_doc_ids_B: Tensor | None
     ) -> Hits:
         """As `search` with an open gate. K entries come back whenever K exist: a query for which
         FAISS found too few is searched exactly."""
+        return self._search_with(self.effort, queries_BQ, k, exclude_doc_ids_B)
+
+    def tune(self, recent: RecentQueries, rest: Rest | None = None) -> RecentQueries:
+        """Choose the effort by some of these queries; see `GatedIndex.tune`."""
+        if self._most is None:
+            return recent.sample(MIN_QUERIES)
+        by, others = tuning_and_judging(recent)
+        true_rows = found_rows(
+            partial(self._flat.search, exact=True), by, device=self._device, rest=rest
+        )
+
+        def measure(effort: Effort) -> Recall:
+            search = partial(self._search_with, effort)
+            return Recall.of(found_rows(search, by, device=self._device, rest=rest), true_rows)
+
+        self.effort = least_effort(
+            measure,
+            most=self._most,
+            aim=aim_for(self.gate.min_recall),
+            cost=lambda effort: sum(part.cost(effort, recent.k) for part in self.parts),
+        )
+        return others
+
+    def describe(self) -> str:
+        """What a search looks at, if that was measured; else nothing."""
+        return "" if self._most is None else self.effort.describe()
+
+    @torch.no_grad()
+    def _search_with(
+        self, effort: Effort, queries_BQ: Tensor, k: int, exclude_doc_ids_B: Tensor | None
+    ) -> Hits:
         if not self.parts or not len(queries_BQ):
             return self._flat.search(queries_BQ, k, exclude_doc_ids_B, exact=True)
         short_B = torch.zeros(len(queries_BQ), dtype=torch.bool, device=self._device)
         found = []
         for part in self.parts:
-            rows_BM, lacking_B = self._candidates(part, queries_BQ, k, exclude_doc_ids_B)
-            found.append(self._most_promising(queries_BQ, rows_BM, 2 * k + EXTRA_ROWS))
+            rows_BM, lacking_B = self._candidates(part, effort, queries_BQ, k, exclude_doc_ids_B)
+            found.append(self._rescorer.most_promising(queries_BQ, rows_BM, k, part.view))
             short_B |= lacking_B
         if len(self._rest_rows):
             rows_Bk = self._rest.search(queries_BQ, k, exclude_doc_ids_B).rows
             found.append(self._rest_rows[rows_Bk.clamp(min=0)].masked_fill(rows_Bk < 0, -1))
-        rows_BK, scores_BK = self._best(queries_BQ, torch.cat(found, dim=1), k)
+        rows_BK, scores_BK = self._rescorer.best(queries_BQ, torch.cat(found, dim=1), k)
         again = short_B.nonzero().squeeze(1)
         if len(again):
             excluded = None if exclude_doc_ids_B is None else exclude_doc_ids_B[again]
@@ -136,7 +190,12 @@ class ApproximateIndex:
         )
 
     def _candidates(
-        self, part: AcceleratedView, queries_BQ: Tensor, k: int, excluded_B: Tensor | None
+        self,
+        part: AcceleratedView,
+        effort: Effort,
+        queries_BQ: Tensor,
+        k: int,
+        excluded_B: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """What FAISS proposes of one view, and for which queries that is too little.
 
@@ -144,7 +203,8 @@ class ApproximateIndex:
             (rows_BM int64, rows of the epoch that may be returned, -1 pads; lacking_B bool)
         """
         most = part.accelerator.most_candidates
-        wanted = min(part.recipe.candidates(k), most)
+        lists = effort.lists
+        wanted = min(part.recipe.candidates(k, effort), most)
         enough = min(k, part.live_rows)
         count = wanted + (0 if excluded_B is None else EXTRA_EXCLUDED)
         if part.allowed_n is not None and part.selection is None:  # removed rows come back, too
@@ -152,25 +212,31 @@ class ApproximateIndex:
             count = count * part.view.block.rows // max(1, part.live_rows)
             count = min(count, TRY_FACTOR * wanted) + EXTRA_ROWS
         count = min(count, most)
-        rows_BM = self._eligible(part, queries_BQ, count, excluded_B)
+        rows_BM = self._eligible(part, queries_BQ, count, lists, excluded_B)
         lacking_B = (rows_BM >= 0).sum(1) < enough
         for _ in range(MOST_TRIES - 1):
             again = lacking_B.nonzero().squeeze(1)
             if not len(again) or count >= most:
                 break
             count = min(count * TRY_FACTOR, most)
+            lists = None if lists is None else lists * TRY_FACTOR
             excluded = None if excluded_B is None else excluded_B[again]
-            rows = self._eligible(part, queries_BQ[again], count, excluded)
+            rows = self._eligible(part, queries_BQ[again], count, lists, excluded)
             rows_BM = torch.nn.functional.pad(rows_BM, (0, count - rows_BM.shape[1]), value=-1)
             rows_BM[again] = rows
             lacking_B[again] = (rows >= 0).sum(1) < enough
         return rows_BM, lacking_B
 
     def _eligible(
-        self, part: AcceleratedView, queries_BQ: Tensor, count: int, excluded_B: Tensor | None
+        self,
+        part: AcceleratedView,
+        queries_BQ: Tensor,
+        count: int,
+        lists: int | None,
+        excluded_B: Tensor | None,
     ) -> Tensor:
         """What FAISS finds, as rows of the epoch, without what may not be returned."""
-        inside_BM = part.accelerator.search(queries_BQ, count, part.selection)
+        inside_BM = part.accelerator.search(queries_BQ, count, part.selection, lists)
         out_BM = inside_BM < 0
         if part.allowed_n is not None and part.selection is None:
             out_BM |= ~part.allowed_n[inside_BM.clamp(min=0)]
@@ -180,45 +246,17 @@ class ApproximateIndex:
             rows_BM = rows_BM.masked_fill(documents_BM == excluded_B.unsqueeze(1), -1)
         return rows_BM
 
-    def _most_promising(self, queries_BQ: Tensor, rows_BM: Tensor, wanted: int) -> Tensor:
-        """The best of the rows by float32 products with what their codes stand for."""
-        if rows_BM.shape[1] <= 2 * wanted:
-            return rows_BM
-        few = self._queries_at_once(rows_BM)
-        best = []
-        for rows, queries in zip(rows_BM.split(few), queries_BQ.split(few), strict=True):
-            keys = self._rows.keys.gather(rows.clamp(min=0))
-            scores = torch.bmm(keys, queries.unsqueeze(2)).squeeze(2)
-            scores.masked_fill_(rows < 0, NEGATIVE_INFINITY)
-            best.append(rows.gather(1, scores.topk(wanted, dim=1).indices))
-        return torch.cat(best)
 
-    def _best(self, queries_BQ: Tensor, rows_BM: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k best of the rows by their exact scores, ties to the lower id; -1 and -inf pad."""
-        if rows_BM.shape[1] < k:
-            rows_BM = torch.nn.functional.pad(rows_BM, (0, k - rows_BM.shape[1]), value=-1)
-        few = self._queries_at_once(rows_BM)
-        scores_BM = torch.cat(
-            [
-                exact_inner_products(queries, self._exact_keys(rows.clamp(min=0)))
-                for rows, queries in zip(rows_BM.split(few), queries_BQ.split(few), strict=True)
-            ]
-        )
-        scores_BM.masked_fill_(rows_BM < 0, NEGATIVE_INFINITY)
-        ids_BM = self._rows.ids_N[rows_BM.clamp(min=0)].masked_fill(rows_BM < 0, -1)
-        order_BK = order_hits(scores_BM, ids_BM)[:, :k]
-        return rows_BM.gather(1, order_BK), scores_BM.gather(1, order_BK)
+def _efforts(recipes: Sequence[Recipe]) -> tuple[Effort, Effort | None]:
+    """What is looked at before it is measured, and at most; None: it is not measured.
 
-    def _queries_at_once(self, rows_BM: Tensor) -> int:
-        numbers = rows_BM.shape[1] * self._rows.keys.width
-        return max(1, GATHER_NUMBERS[self._device.type] // numbers)
-
-    def _exact_keys(self, rows_BM: Tensor) -> Tensor:
-        if self._rows.keys.exact:
-            return self._rows.keys.gather(rows_BM)
-        assert self._rows.exact_keys is not None
-        unique, where = rows_BM.unique(return_inverse=True)
-        return self._rows.exact_keys(unique.cpu().numpy()).to(self._device)[where]
+    Blocks of other sizes have other numbers of lists: the most of any is enough for all.
+    """
+    if not recipes:
+        return Effort(lists=None, candidates_per_hit=1), None
+    first = max((recipe.effort for recipe in recipes), key=lambda one: one.lists or 0)
+    most = max(recipe.most_lists for recipe in recipes)
+    return first, replace(first, lists=most) if most else None
 
 
 def _rest_of(

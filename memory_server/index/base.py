@@ -136,6 +136,24 @@ class GatedIndex(Index, Protocol):
         """Answer as with an open gate, so that a closed one can be measured; else as `search`."""
         ...
 
+    def tune(
+        self, recent: "RecentQueries", rest: Callable[[float], None] | None = None
+    ) -> "RecentQueries":
+        """Choose how much a search looks at, if that is not given, by some of these queries.
+
+        Args:
+            recent: at least recall_gate.MIN_QUERIES.
+            rest: called after each search with the seconds that it took.
+
+        Returns:
+            MIN_QUERIES of them to judge the recall by, others where there are enough.
+        """
+        ...
+
+    def describe(self) -> str:
+        """What `tune` chose, for people; empty if nothing."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecentQueries:
@@ -159,7 +177,10 @@ class RecentQueries:
         """At most `count` of them, evenly spread."""
         if self.count <= count:
             return self
-        chosen = torch.arange(count) * self.count // count
+        return self.where(torch.arange(count) * self.count // count)
+
+    def where(self, chosen: Tensor) -> Self:
+        """Some of them: positions, or bool [n]."""
         return type(self)(
             queries_nQ=self.queries_nQ[chosen],
             exclude_doc_ids_n=self.exclude_doc_ids_n[chosen],

@@ -56,6 +56,15 @@ def expected_index_bytes(settings: IndexSettings, *, rows: int, width: int) -> i
     return faiss_bytes(settings, rows=rows, width=width)
 
 
+def training_bytes(settings: IndexSettings, *, rows: int, width: int) -> int:
+    """What training an approximate index on one new block takes meanwhile."""
+    if settings.kind == FLAT:
+        return 0
+    from memory_server.index.faiss_build import faiss_training_bytes
+
+    return faiss_training_bytes(settings, rows=rows, width=width)
+
+
 def build_index(
     settings: IndexSettings,
     rows: IndexInput,

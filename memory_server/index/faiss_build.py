@@ -10,11 +10,12 @@ import torch
 
 from memory_server.index.approximate_index import ApproximateIndex
 from memory_server.index.base import IndexInput, IndexSettings, RecentQueries
-from memory_server.index.faiss_index import FaissBlock, build_block
+from memory_server.index.faiss_filling import build_block, sample_rows
+from memory_server.index.faiss_index import FaissBlock
 from memory_server.index.faiss_kinds import bytes_per_row, check_device, empty_index, least_rows
 from memory_server.index.faiss_presets import SMALLEST_BLOCK, Recipe, recipe_for
-from memory_server.index.recall_audit import measure_recall
-from memory_server.index.recall_gate import MIN_QUERIES, RecallGate
+from memory_server.index.recall_audit import judge_recall
+from memory_server.index.recall_gate import RecallGate
 from memory_server.keys.key_blocks import BlockView, KeyBlock
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,14 @@ def faiss_bytes(settings: IndexSettings, *, rows: int, width: int) -> int:
     return rows * bytes_per_row(recipe_for(settings, rows=rows, width=width), width)
 
 
+def faiss_training_bytes(settings: IndexSettings, *, rows: int, width: int) -> int:
+    """What FAISS takes while it is trained on one block: a sample, and its own copy of that."""
+    if rows < SMALLEST_BLOCK:
+        return 0
+    recipe = recipe_for(settings, rows=rows, width=width)
+    return 2 * 4 * width * min(rows, sample_rows(recipe.factory, settings.train_rows))
+
+
 def build_approximate(
     settings: IndexSettings,
     rows: IndexInput,
@@ -50,6 +59,8 @@ def build_approximate(
     check: Callable[[], None],
 ) -> ApproximateIndex:
     """Index the large blocks that no epoch has indexed yet, and measure whether it may answer.
+
+    How much a search looks at is measured, too, unless the settings say it.
 
     Parts that earlier epochs trained are kept until the keys have drifted too far, or until they
     alone can be the reason that an index which met `min_recall` no longer does.
@@ -61,20 +72,22 @@ def build_approximate(
     builder = _Builder(settings, rows.keys.device, previous, check)
     large = [view for view in rows.keys.views if builder.suits(view)]
     accelerated = [(view, *builder.accelerator(view.block)) for view in large]
-    index = ApproximateIndex(rows, accelerated, RecallGate(settings.min_recall))
+    gate, device = RecallGate(settings.min_recall), rows.keys.device
+    effort = previous.effort if previous is not None and previous.parts else None
+    index = ApproximateIndex(rows, accelerated, gate, effort)
     if not index.parts:
         index.gate.shut(f"no segment has the {SMALLEST_BLOCK} rows or more that FAISS is used for")
     elif previous is not None and _same_accelerators(index, previous):
         index.gate.take_over(previous.gate.state)
     else:
-        _measure(index, recent, rows.keys.device)
+        judge_recall(index, recent, device=device)
         was_good = previous is not None and previous.gate.state.open
         if builder.kept and was_good and recent is not None and not index.gate.state.open:
             log.info("trained anew: %s", index.gate.state.reason)
             builder.keep_nothing()
             accelerated = [(view, *builder.accelerator(view.block)) for view in large]
-            index = ApproximateIndex(rows, accelerated, index.gate)
-            _measure(index, recent, rows.keys.device)
+            index = ApproximateIndex(rows, accelerated, gate, index.effort)
+            judge_recall(index, recent, device=device)
     for view, accelerator, _ in accelerated:
         view.block.accelerator = accelerator
     return index
@@ -84,14 +97,6 @@ def _same_accelerators(index: ApproximateIndex, previous: ApproximateIndex) -> b
     """Whether what was measured on the one holds for the other: the rest is searched exactly."""
     mine, theirs = ({id(part.accelerator) for part in one.parts} for one in (index, previous))
     return mine == theirs
-
-
-def _measure(index: ApproximateIndex, recent: RecentQueries | None, device: torch.device) -> None:
-    if recent is None or recent.count < MIN_QUERIES:
-        index.gate.judge(None, 0 if recent is None else recent.count)
-        return
-    few = recent.sample(MIN_QUERIES)
-    index.gate.judge(measure_recall(index, few, device=device), few.count)
 
 
 class _Builder:

@@ -1,11 +1,10 @@
-"""FAISS over the keys of one block: trained, filled, and its parts handed on to later epochs.
+"""FAISS over the keys of one block, as it is searched; its parts are handed on to later epochs.
 
 What it finds are candidates; who asks scores them by their exact keys.
 """
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import faiss
@@ -14,32 +13,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from memory_server.index.block_keys import BlockKeys
+from memory_server.index.coarse_lists import CoarseLists
 from memory_server.index.faiss_kinds import (
-    copy_of,
-    empty_index,
+    has_plain_lists,
     index_bytes,
-    last_words,
     search_parameters,
-    set_parameter,
     torch_threads,
 )
-from memory_server.index.faiss_presets import Recipe
-from memory_server.keys.key_blocks import KeyBlock
 
-Check = Callable[[], None]
-"""Called now and then by long work; raises to give it up."""
-
-ASSIGN_SCORES = 1 << 22
-POINTS_PER_LIST = 48  # FAISS warns below 39
-TRAIN_ROWS = 1 << 16  # where there are no lists
-SAMPLE_ROWS = 4096
 COARSE_QUERIES = 4  # of one search, from which on torch finds their lists
+BY_QUERIES = 3  # FAISS's parallel_mode in which threads share a search's queries
+ROWS_PER_QUERY = 1 << 12  # looked at where there are no lists, for the number of threads
+SHORT_CODES = 4  # of 4 bits are scanned in the time of one
 GPU_CANDIDATES = 2048  # FAISS selects no more on a GPU
 ERROR_FLOOR = 0.01  # of the keys' variance: what is below does no harm, however it grows
-RETRAIN_AT = 1.25
-"""Kept parts are trained anew once their quantisation error, relative to the keys' variance, is
-this many times what it was when they were trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +86,17 @@ class FaissBlock:
         if self._turn is not None:
             self._resources = faiss.StandardGpuResources()
             self._index = faiss.index_cpu_to_gpu(self._resources, device.index or 0, filled.index)
-        self._centroids_LQ = self._held_centroids() if self._turn is None else None
+        ivf = faiss.try_extract_index_ivf(filled.index)
+        self._list_count = 0 if ivf is None else int(ivf.nlist)
+        self._codes_per_list = 0.0
+        if ivf is not None:
+            short = SHORT_CODES if isinstance(ivf, faiss.IndexIVFFastScan) else 1
+            self._codes_per_list = self.rows / self._list_count / short
+            self._scanned_lists = min(int(ivf.nprobe), self._list_count)
+        self._lists: CoarseLists | None = None
+        if self._turn is None and has_plain_lists(self._index):
+            self._lists = CoarseLists(_held_centroids(self._index))
+            self._index.parallel_mode = BY_QUERIES
         self.most_candidates = self.rows if self._turn is None else min(self.rows, GPU_CANDIDATES)
         self.takes_selection = self._turn is None and self._try_selection()
 
@@ -108,31 +105,58 @@ class FaissBlock:
         bits = np.packbits(allowed_n.cpu().numpy(), bitorder="little")
         return faiss.IDSelectorBitmap(bits)
 
-    def search(self, queries_BQ: Tensor, count: int, selection: Any = None) -> Tensor:
-        """Rows of the block that may be among the best, best first; int64 [B, count], -1 pads."""
+    def search(
+        self, queries_BQ: Tensor, count: int, selection: Any = None, lists: int | None = None
+    ) -> Tensor:
+        """Rows of the block that may be among the best, best first; int64 [B, count], -1 pads.
+
+        Args:
+            lists: inverted lists to scan, where there are any; None: as the recipe says.
+        """
         count = min(count, self.rows)
         queries = np.ascontiguousarray(queries_BQ.cpu().numpy(), dtype=np.float32)
-        with self._turn or torch_threads(len(queries)):  # FAISS's GPU resources serve one at a time
-            if selection is not None:
-                parameters = search_parameters(self._index, selection)
-                _, rows = self._index.search(queries, count, params=parameters)
-            elif self._centroids_LQ is not None and len(queries) >= COARSE_QUERIES:
-                near_Bp = torch.topk(queries_BQ @ self._centroids_LQ.T, self._index.nprobe, dim=1)
-                _, rows = self._index.search_preassigned(
-                    queries, count, near_Bp.indices.numpy(), near_Bp.values.numpy()
+        with self._turn or torch_threads(self._codes(len(queries), lists)):
+            # FAISS's GPU resources serve one at a time.
+            if self._lists is not None and len(queries) >= COARSE_QUERIES:
+                rows = self._search_lists(
+                    queries, count, search_parameters(self._index, selection, lists)
                 )
-            else:
+            elif selection is not None or lists is not None:
+                parameters = search_parameters(self._index, selection, lists)
+                _, rows = self._index.search(queries, count, params=parameters)
+            else:  # not all of FAISS's kinds take parameters
                 _, rows = self._index.search(queries, count)
         return torch.from_numpy(rows).to(queries_BQ.device)
 
-    def _held_centroids(self) -> Tensor | None:
-        """A view of FAISS's own: torch is quicker with products of a few queries."""
-        if not _has_plain_lists(self._index):
-            return None
-        lists, width = self._index.nlist, self._index.d
-        self._index.nprobe = min(self._index.nprobe, lists)
-        held = faiss.downcast_index(self._index.quantizer).get_xb()
-        return torch.from_numpy(faiss.rev_swig_ptr(held, lists * width)).view(lists, width)
+    def _search_lists(
+        self, queries: npt.NDArray[np.float32], count: int, parameters: Any
+    ) -> npt.NDArray[np.int64]:
+        """As FAISS's own search, but torch is quicker with products of a few queries."""
+        assert self._lists is not None
+        near_Bp, scores_Bp = self._lists.nearest(torch.from_numpy(queries), parameters.nprobe)
+        scores = np.empty((len(queries), count), dtype=np.float32)
+        rows = np.empty((len(queries), count), dtype=np.int64)
+        given = (near_Bp.numpy(), scores_Bp.numpy(), scores, rows)
+        near, near_scores, out_scores, out_rows = map(faiss.swig_ptr, given)
+        # FAISS's wrapper takes no parameters of one search; what it wraps does.
+        self._index.search_preassigned_c(
+            len(queries),
+            faiss.swig_ptr(queries),
+            count,
+            near,
+            near_scores,
+            out_scores,
+            out_rows,
+            False,
+            parameters,
+        )
+        return rows
+
+    def _codes(self, queries: int, lists: int | None) -> float:
+        """About how many codes of 8 bits a number a search scans."""
+        if not self._list_count:
+            return float(queries * min(self.rows, ROWS_PER_QUERY))
+        return queries * min(lists or self._scanned_lists, self._list_count) * self._codes_per_list
 
     def _try_selection(self) -> bool:
         everything = self.selection(torch.ones(self.rows, dtype=torch.bool))
@@ -143,168 +167,9 @@ class FaissBlock:
         return True
 
 
-def build_block(
-    block: KeyBlock,
-    recipe: Recipe,
-    *,
-    device: torch.device,
-    train_rows: int = 0,
-    like: FaissBlock | None = None,
-    kept_lists_n: npt.NDArray[np.int32] | None = None,
-    check: Check = lambda: None,
-) -> FaissBlock:
-    """Index a block's keys.
-
-    Args:
-        like: a block whose trained parts are used, unless these keys have drifted too far.
-        kept_lists_n: the list that each row is known to belong to, -1 where it is not known.
-
-    Raises:
-        ValueError: FAISS cannot build it from these keys; what `check` raises.
-    """
-    keys = BlockKeys(block, device)
-    try:
-        with torch_threads():
-            if like is not None and like.parts.factory == recipe.factory:
-                filled = _fill(keys, like.parts, recipe, kept_lists_n, check)
-                drift = like.parts.drift(filled.errors)
-                if drift <= RETRAIN_AT:
-                    # Later epochs compare with the day of the training, not with today.
-                    parts = replace(like.parts, template=filled.template)
-                    return FaissBlock(filled, parts, device=device, drift=drift, anew=False)
-                del filled
-            untrained = empty_index(recipe, keys.width)
-            parts = TrainedParts(
-                factory=recipe.factory, template=_trained(untrained, keys, train_rows), errors={}
-            )
-            check()
-            filled = _fill(keys, parts, recipe, None, check)
-            parts = replace(parts, template=filled.template, errors=filled.errors)
-            return FaissBlock(filled, parts, device=device, drift=1.0, anew=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"FAISS could not build index={recipe.factory!r} from {keys.rows} keys: "
-            f"{last_words(error)}"
-        ) from error
-
-
-def _trained(index: Any, keys: BlockKeys, train_rows: int) -> Any:
-    if not index.is_trained:
-        ivf = faiss.try_extract_index_ivf(index)
-        needed = TRAIN_ROWS if ivf is None else max(TRAIN_ROWS, POINTS_PER_LIST * ivf.nlist)
-        index.train(keys.sample(train_rows or needed))
-    return index
-
-
-def _fill(
-    keys: BlockKeys,
-    parts: TrainedParts,
-    recipe: Recipe,
-    kept_lists_n: npt.NDArray[np.int32] | None,
-    check: Check,
-) -> Filled:
-    """The block's keys in an index of these parts, which are brought up to date first."""
-    template = copy_of(parts.template)
-    for part in filter(None, recipe.search.split(",")):
-        set_parameter(template, part)
-    errors: dict[str, float] = {}
-    lists_n = None
-    if _has_plain_lists(template):
-        lists_n, errors["lists"] = _sort_into_lists(template, keys, kept_lists_n, check)
-        index = copy_of(template)
-        _add_to_lists(index, keys, lists_n, check)
-    else:
-        index = copy_of(template)
-        for rows in keys.chunks():
-            index.add(keys.at(rows).cpu().numpy())
-            check()
-    errors.update(_codec_error(index, keys))
-    return Filled(index=index, template=template, lists_n=lists_n, errors=errors)
-
-
-def _has_plain_lists(index: Any) -> bool:
-    """Whether rows can be put into lists that we name, and centroids replaced."""
-    return (
-        isinstance(index, faiss.IndexIVF)
-        and not isinstance(index, faiss.IndexIVFFastScan)
-        and isinstance(faiss.downcast_index(index.quantizer), faiss.IndexFlat)
-        and isinstance(faiss.downcast_InvertedLists(index.invlists), faiss.ArrayInvertedLists)
+def _held_centroids(index: Any) -> Tensor:
+    """A view of FAISS's own, float32 [L, Q]."""
+    held = faiss.downcast_index(index.quantizer).get_xb()
+    return torch.from_numpy(faiss.rev_swig_ptr(held, index.nlist * index.d)).view(
+        index.nlist, index.d
     )
-
-
-def _sort_into_lists(
-    template: Any, keys: BlockKeys, kept_lists_n: npt.NDArray[np.int32] | None, check: Check
-) -> tuple[npt.NDArray[np.int32], float]:
-    """The list of every row: the one it had, or else that of the nearest centroid.
-
-    Where lists were kept, the template's centroids become the means of the keys they now hold.
-
-    Returns:
-        (the list of each row; how far keys lie from the mean of their list, see `_dispersion`)
-    """
-    lists = template.nlist
-    centroids_LQ = torch.from_numpy(template.quantizer.reconstruct_n(0, lists)).to(keys.device)
-    lists_n = torch.full((keys.rows,), -1, dtype=torch.int64, device=keys.device)
-    if kept_lists_n is not None:
-        lists_n = torch.from_numpy(kept_lists_n).to(keys.device, torch.int64)
-    sums_LQ = torch.zeros(lists, keys.width, dtype=torch.float64, device=keys.device)
-    squares = 0.0
-    step = max(64, ASSIGN_SCORES // lists)
-    for rows in keys.chunks():
-        keys_nQ = keys.at(rows)
-        chosen_n = lists_n[rows]
-        for few in (chosen_n < 0).nonzero().squeeze(1).split(step):
-            chosen_n[few] = (keys_nQ[few] @ centroids_LQ.T).argmax(dim=1)
-            check()
-        sums_LQ.index_add_(0, chosen_n, keys_nQ.double())
-        squares += float(keys_nQ.double().square().sum())
-    counts_L = torch.bincount(lists_n, minlength=lists)
-    means_LQ = sums_LQ / counts_L.clamp(min=1).unsqueeze(1)
-    error = _dispersion(squares, counts_L, means_LQ)
-    if kept_lists_n is not None:
-        if template.cp.spherical:  # FAISS's way for inner products
-            means_LQ = torch.nn.functional.normalize(means_LQ)
-        new_LQ = torch.where(counts_L.unsqueeze(1) > 0, means_LQ.float(), centroids_LQ)
-        template.quantizer.reset()
-        template.quantizer.add(new_LQ.cpu().numpy())
-    if isinstance(template, faiss.IndexIVFScalarQuantizer):  # cheap: ranges are always today's
-        template.is_trained = False
-        template.train(keys.sample(TRAIN_ROWS))
-    return lists_n.to(torch.int32).cpu().numpy(), error
-
-
-def _add_to_lists(
-    index: Any, keys: BlockKeys, lists_n: npt.NDArray[np.int32], check: Check
-) -> None:
-    counts = np.bincount(lists_n, minlength=index.nlist)
-    for at, count in enumerate(counts.tolist()):  # else lists grow by doubling
-        index.invlists.resize(at, count)
-        index.invlists.resize(at, 0)
-    for rows in keys.chunks():
-        keys_nQ = keys.at(rows).cpu().numpy()
-        ids = np.arange(rows.start, rows.stop)
-        chosen = lists_n[rows].astype(np.int64)
-        index.add_core(len(ids), *map(faiss.swig_ptr, (keys_nQ, ids, chosen)))
-        check()
-
-
-def _dispersion(squares: float, counts_L: Tensor, means_LQ: Tensor) -> float:
-    """The mean squared distance of keys to their list's mean, over that to the mean of all."""
-    count = counts_L.sum()
-    weighted = counts_L.double().unsqueeze(1) * means_LQ
-    around_all = squares - float((weighted.sum(0) / count).square().sum() * count)
-    around_own = squares - float((weighted * means_LQ).sum())
-    return around_own / around_all if around_all > 0 else 0.0
-
-
-def _codec_error(index: Any, keys: BlockKeys) -> dict[str, float]:
-    """The mean squared error of the codes, over the variance, where the index has codes."""
-    sample_nQ = keys.sample(SAMPLE_ROWS)
-    try:
-        decoded_nQ = index.sa_decode(index.sa_encode(sample_nQ))
-    except RuntimeError:  # such as HNSW, which has none
-        return {}
-    around_all = float(np.square(sample_nQ - sample_nQ.mean(axis=0)).sum())
-    if around_all == 0:
-        return {}
-    return {"codes": float(np.square(sample_nQ - decoded_nQ).sum()) / around_all}

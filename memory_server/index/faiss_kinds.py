@@ -18,20 +18,21 @@ CHANGE_PRODUCTS = (
 )
 
 
-QUERIES_PER_THREAD = 64
+CODES_PER_THREAD = 1 << 18  # of 8 bits a number: about 4 ms of work
 
 
 @contextmanager
-def torch_threads(queries: int | None = None) -> Iterator[None]:
+def torch_threads(codes: float | None = None) -> Iterator[None]:
     """FAISS uses as many threads as torch does here; other threads of the process keep theirs.
 
     Args:
-        queries: of a search: so few are done before a second thread has woken up.
+        codes: that a search scans. Threads wait for each other, on a busy machine for as long as
+            the system lets others run: so a short search is done by one.
     """
     before = faiss.omp_get_max_threads()  # of the calling thread, as OpenMP has it
     wanted = torch.get_num_threads()
-    if queries is not None:
-        wanted = max(1, min(wanted, queries // QUERIES_PER_THREAD))
+    if codes is not None:
+        wanted = max(1, min(wanted, int(codes / CODES_PER_THREAD)))
     faiss.omp_set_num_threads(wanted)
     try:
         yield
@@ -136,22 +137,39 @@ def copy_of(index: Any) -> Any:
     return copy
 
 
-def search_parameters(index: Any, selection: Any) -> Any:
+def search_parameters(index: Any, selection: Any = None, lists: int | None = None) -> Any:
+    """Parameters of one search, which FAISS takes instead of those that are set on the index.
+
+    Args:
+        selection: of the rows that may be found; None: all.
+        lists: inverted lists to scan, where the index has them; None: as the index is set.
+    """
     if isinstance(index, faiss.IndexPreTransform):
-        inner = search_parameters(faiss.downcast_index(index.index), selection)
+        inner = search_parameters(faiss.downcast_index(index.index), selection, lists)
         return faiss.SearchParametersPreTransform(index_params=inner)
     if isinstance(index, faiss.IndexRefine):
-        inner = search_parameters(faiss.downcast_index(index.base_index), selection)
+        inner = search_parameters(faiss.downcast_index(index.base_index), selection, lists)
         return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=inner)
-    if isinstance(index, faiss.IndexIVF):
-        return faiss.SearchParametersIVF(
-            sel=selection, nprobe=index.nprobe, max_codes=index.max_codes
-        )
+    if hasattr(index, "nprobe"):
+        scanned = min(lists or index.nprobe, index.nlist)
+        # Only FAISS's CPU lists know max_codes.
+        more = {"max_codes": index.max_codes} if isinstance(index, faiss.IndexIVF) else {}
+        return faiss.SearchParametersIVF(sel=selection, nprobe=scanned, **more)
     if isinstance(index, faiss.IndexHNSW):
         return faiss.SearchParametersHNSW(sel=selection, efSearch=index.hnsw.efSearch)
     if isinstance(index, faiss.IndexPQ):
         return faiss.SearchParametersPQ(sel=selection)
     return faiss.SearchParameters(sel=selection)
+
+
+def has_plain_lists(index: Any) -> bool:
+    """Whether rows can be put into lists that we name, and centroids replaced."""
+    return (
+        isinstance(index, faiss.IndexIVF)
+        and not isinstance(index, faiss.IndexIVFFastScan)
+        and isinstance(faiss.downcast_index(index.quantizer), faiss.IndexFlat)
+        and isinstance(faiss.downcast_InvertedLists(index.invlists), faiss.ArrayInvertedLists)
+    )
 
 
 def index_bytes(index: Any) -> int:

@@ -9,6 +9,10 @@ be among the winners. A query that cannot be certified (many equal keys, say) is
 throughout, if the keys are held exactly or if that is asked for.
 """
 
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,6 +28,7 @@ CANDIDATE_SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}
 FLOAT64_ROWS = 4096
 FEW, SECOND_ROOM = 16, 8  # if 1 in so many queries is doubtful, it has so much more room
 EXACT_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
+Terms = TypeVar("Terms", Tensor, npt.NDArray[np.float64])
 
 
 class FlatIndex:
@@ -210,10 +215,18 @@ def exact_inner_products(queries_BQ: Tensor, keys_BMQ: Tensor) -> Tensor:
     Products of two float32 are exact in float64; they are added by halving, elementwise, so that
     the order of the additions depends on Q alone.
     """
-    terms = keys_BMQ.double() * queries_BQ.double().unsqueeze(1)
+    if keys_BMQ.device.type == "cpu":
+        # By numpy: torch would wake other threads for each of these short steps.
+        terms = keys_BMQ.detach().numpy().astype(np.float64)
+        terms *= queries_BQ.detach().numpy().astype(np.float64)[:, None]
+        return torch.from_numpy(_halved(terms)[..., 0].astype(np.float32))
+    return _halved(keys_BMQ.double() * queries_BQ.double().unsqueeze(1))[..., 0].float()
+
+
+def _halved(terms: Terms) -> Terms:
+    """The sums over the last dimension, which is 1 then; the terms are overwritten."""
     while terms.shape[-1] > 1:
         half = (terms.shape[-1] + 1) // 2
-        folded = terms[..., :half].clone()
-        folded[..., : terms.shape[-1] - half] += terms[..., half:]
-        terms = folded
-    return terms.squeeze(-1).float()
+        terms[..., : terms.shape[-1] - half] += terms[..., half:]
+        terms = terms[..., :half]
+    return terms

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from memory_server.index.base import GatedIndex, Hits, Index, IndexSettings, RecentQueries
-from memory_server.index.recall_gate import MIN_QUERIES
+from memory_server.index.recall_gate import MIN_QUERIES, GateState
 from memory_server.priority import give_way
 
 log = logging.getLogger(__name__)
@@ -145,6 +145,26 @@ def measure_recall(
     return recall_at_k(found_rows(fast, recent, device=device, rest=rest), true_rows)
 
 
+def judge_recall(
+    index: GatedIndex,
+    recent: RecentQueries | None,
+    *,
+    device: torch.device,
+    rest: Rest | None = None,
+) -> tuple[GateState, float | None, int]:
+    """Have the index choose what it looks at, measure its recall, and let its gate decide. Blocks.
+
+    Returns:
+        (what the gate decided, the recall or None, on how many queries)
+    """
+    if recent is None or recent.count < MIN_QUERIES:
+        count = 0 if recent is None else recent.count
+        return index.gate.judge(None, count), None, count
+    judges = index.tune(recent, rest)
+    recall = measure_recall(index, judges, device=device, rest=rest)
+    return index.gate.judge(recall, judges.count, by=index.describe()), recall, judges.count
+
+
 def measure_stale_share(
     old: tuple[Index, Tensor],
     new: tuple[Index, Tensor],
@@ -211,21 +231,30 @@ class Audit:
         recent = self._queries.recent()
         if index is None or recent is None:
             return self._note(exact=True, reason="no search has been answered yet")
-        recent = recent.sample(MIN_QUERIES)
-        gate = index.gate if isinstance(index, GatedIndex) else None
-        if gate is None and self._settings.key_dtype == "float32":
+        if isinstance(index, GatedIndex):
+            state, recall, queries = judge_recall(
+                index, recent, device=self._device, rest=self._rest
+            )
+            return self._note(
+                recall=recall,
+                k=recent.k,
+                queries=queries,
+                exact=not state.open,
+                reason=state.reason,
+            )
+        if self._settings.key_dtype == "float32":
             return self._note(
                 recall=1.0, k=recent.k, queries=0, exact=True, reason="exact: the index is flat"
             )
-        recall = None
+        recent, recall = recent.sample(MIN_QUERIES), None
         if recent.count == MIN_QUERIES:
             recall = measure_recall(index, recent, device=self._device, rest=self._rest)
-        exact, reason = True, "exact but for the rounding of keys"
-        if gate is not None:
-            state = gate.judge(recall, recent.count)
-            exact, reason = not state.open, state.reason
         return self._note(
-            recall=recall, k=recent.k, queries=recent.count, exact=exact, reason=reason
+            recall=recall,
+            k=recent.k,
+            queries=recent.count,
+            exact=True,
+            reason="exact but for the rounding of keys",
         )
 
     def note_stale_share(self, share: float) -> None:

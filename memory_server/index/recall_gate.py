@@ -35,6 +35,10 @@ class RecallGate:
         )
 
     @property
+    def min_recall(self) -> float:
+        return self._min_recall
+
+    @property
     def state(self) -> GateState:
         return self._state
 
@@ -43,10 +47,13 @@ class RecallGate:
         """How often it has opened or closed."""
         return self._changes
 
-    def judge(self, recall: float | None, queries: int) -> GateState:
+    def judge(self, recall: float | None, queries: int, *, by: str = "") -> GateState:
         """Decide by a recall that was measured on this many queries; None: could not be measured.
 
         With fewer than MIN_QUERIES nothing is known, and the gate is closed.
+
+        Args:
+            by: what the search looked at, for people.
         """
         enough = recall is not None and queries >= MIN_QUERIES
         if not enough:
@@ -58,6 +65,7 @@ class RecallGate:
             reason = (
                 f"{'approximate' if opened else 'exact'}: recall {recall:.3f} on {queries} recent "
                 f"queries is {'at least' if opened else 'below'} {self._min_recall:g}"
+                f"{f' ({by})' if by else ''}"
             )
         return self._decide(GateState(open=opened, recall=recall, queries=queries, reason=reason))
 

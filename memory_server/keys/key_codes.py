@@ -67,6 +67,11 @@ class KeyCodes:
         return self._scales_n1 is None
 
     @property
+    def exact_numbers(self) -> Tensor | None:
+        """The very keys, float32 [n, Q], as they lie; None where only codes are kept."""
+        return self._numbers_nQ if self.exact else None
+
+    @property
     def largest_error(self) -> float:
         """The largest Euclidean distance of a row's codes from its exact key, at most."""
         return self._largest_error

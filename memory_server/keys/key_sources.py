@@ -91,6 +91,14 @@ class KeySources:
                 _close(made)
         return source
 
+    def bytes_to_come(self, weights_id: int) -> int:
+        """What the tables of these weights will take, unless they are made already."""
+        with self._lock:
+            made = self._made.get(weights_id)
+        if (made is not None and made.by_tables) or not isinstance(self._factory, TabledFactory):
+            return 0
+        return self._factory.tables_bytes(self._entry_tokens)
+
     def forget_except(self, weights_ids: Collection[int]) -> None:
         """Drop what other weights made; of a node's processes the last one removes the file."""
         with self._lock:

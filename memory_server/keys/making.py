@@ -10,7 +10,7 @@ from torch import Tensor
 
 from memory_server.api import KeysById, KeySource
 from memory_server.index.base import IndexSettings
-from memory_server.index.factory import expected_index_bytes
+from memory_server.index.factory import expected_index_bytes, training_bytes
 from memory_server.keys.key_blocks import BlockedKeys, KeyBlock
 from memory_server.keys.key_codes import KeyCodes, KeyDtype
 from memory_server.shard.content import Part, ShardContent
@@ -44,8 +44,9 @@ def staging_bytes(
     by_segment = _by_segment(held)
     new = [part.rows for part in content.large_parts if _covering(part, by_segment) is None]
     approximate = sum(expected_index_bytes(settings, rows=rows, width=width) for rows in new)
+    training = max((training_bytes(settings, rows=rows, width=width) for rows in new), default=0)
     tail = (content.rows - content.tail_start) * 4 * width
-    return content.bytes_beside_tokens + sum(new) * per_row + tail + approximate
+    return content.bytes_beside_tokens + sum(new) * per_row + tail + approximate + training
 
 
 def make_keys(

@@ -24,7 +24,7 @@ from memory_server.keys.making import (
 )
 from memory_server.shard.content import ShardContent
 from memory_server.shard.epochs import EpochPlan, Receipt
-from memory_server.shard.free_memory import check_fits, free_bytes
+from memory_server.shard.free_memory import StageCost, check_fits, free_bytes
 from memory_server.shard.held_epoch import SealedEpoch
 from memory_server.store.segments import Int64Array
 from memory_server.store.store import Store
@@ -171,18 +171,22 @@ class EpochBuilder:
             weights_id=plan.weights_id, content=content, keys=keys, index=index, receipt=receipt
         )
 
-    def stage_cost(self, plan: EpochPlan, sealed: Sequence[SealedEpoch]) -> int:
-        """Bytes that building the plan would add; 0 as long as the key width is not known.
+    def stage_cost(self, plan: EpochPlan, sealed: Sequence[SealedEpoch]) -> StageCost:
+        """What building the plan would add, and what may be taken.
 
         Raises:
             UnknownVersion, StoreDamaged: the content cannot be read.
         """
-        width = _width(sealed)
+        free, width = self.free_bytes(sealed), _width(sealed)
         if width is None:
-            return 0
+            return StageCost(own=0, tables=0, free=free)
         held = _blocks_of(plan.weights_id, sealed)
         content = self._content(plan.content_version, held, sealed, verified=False)
-        return staging_bytes(content, held, self._settings, width)
+        return StageCost(
+            own=staging_bytes(content, held, self._settings, width),
+            tables=self._sources.bytes_to_come(plan.weights_id) if plan.tabled else 0,
+            free=free,
+        )
 
     def free_bytes(self, sealed: Sequence[SealedEpoch]) -> int:
         """Bytes that may still be taken: what is free, or what is left of the limit."""

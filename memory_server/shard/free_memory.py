@@ -1,5 +1,6 @@
 """How much memory is left for keys, before they are made."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,21 @@ _CGROUP_LIMIT = (
     ),
 )
 RESERVE = 0.05  # of what is free is left alone: the estimate is of the keys, not of every byte
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost:
+    """What staging an epoch would take on one shard, in bytes.
+
+    Attributes:
+        own: for its keys and index; 0 as long as the key width is not known.
+        tables: for key tables, which on a CPU a node's shards share.
+        free: what may still be taken here.
+    """
+
+    own: int
+    tables: int
+    free: int
 
 
 def free_bytes(device: torch.device) -> int:

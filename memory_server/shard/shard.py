@@ -34,6 +34,7 @@ from memory_server.requests import checked_ids, checked_request
 from memory_server.shard.content import taken
 from memory_server.shard.epoch_builder import EpochBuilder, LoadWeights
 from memory_server.shard.epochs import EpochPlan
+from memory_server.shard.free_memory import StageCost
 from memory_server.shard.held_epoch import HeldEpoch, SealedEpoch, ShardStatus
 
 log = logging.getLogger(__name__)
@@ -110,16 +111,13 @@ class Shard:
         is_edit = any(e.weights_id == plan.weights_id for e in self._sealed_epochs())
         (self._edits if is_edit else self._refreshes).submit(self._stage, epoch, load_weights)
 
-    def stage_cost(self, plan: EpochPlan) -> tuple[int, int]:
-        """(bytes that staging the plan would add here, bytes that may still be taken here).
-
-        The first is 0 as long as the key width is not known.
+    def stage_cost(self, plan: EpochPlan) -> StageCost:
+        """What staging the plan would add here, and what may be taken.
 
         Raises:
             UnknownVersion, StoreDamaged: the content cannot be read.
         """
-        sealed = self._sealed_epochs()
-        return self._builder.stage_cost(plan, sealed), self._builder.free_bytes(sealed)
+        return self._builder.stage_cost(plan, self._sealed_epochs())
 
     def status(self, epoch: int) -> ShardStatus:
         """Say how far an epoch is. Raises UnknownEpoch."""

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 
 from memory_server.index.approximate_index import ApproximateIndex
 from memory_server.index.base import IndexSettings
-from memory_server.index.factory import build_index, check_index, expected_index_bytes
+from memory_server.index.factory import (
+    build_index,
+    check_index,
+    expected_index_bytes,
+    training_bytes,
+)
 from memory_server.index.faiss_presets import SMALLEST_BLOCK
 from memory_server.index.recall_audit import recall_at_k
 from tests.keys_in_blocks import block_of, by_full_sort, clustered_keys, near, recent, rows_of
@@ -358,3 +363,13 @@ def test_bytes_are_counted_and_foreseen(kind):
     assert held * 0.9 < index.bytes - beside < held * 1.6
     foreseen = expected_index_bytes(IndexSettings(kind=kind), rows=len(KEYS), width=WIDTH)
     assert held * 0.6 < foreseen < held * 1.4
+
+
+def test_what_training_takes_is_foreseen():
+    many = {"rows": 10**6, "width": WIDTH}
+    assert training_bytes(IndexSettings(kind="flat"), **many) == 0
+    assert training_bytes(IndexSettings(kind="ivf"), rows=SMALLEST_BLOCK - 1, width=WIDTH) == 0
+    sample = training_bytes(IndexSettings(kind="ivf"), **many)
+    assert sample == 2 * 4 * WIDTH * 48 * 4096
+    given = training_bytes(IndexSettings(kind="ivf", train_rows=5000), **many)
+    assert given == 2 * 4 * WIDTH * 5000

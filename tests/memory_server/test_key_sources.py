@@ -25,7 +25,7 @@ from memory_server.keys import table_files
 from memory_server.keys.key_sources import KeySources, tables_pay_from
 
 CPU = torch.device("cpu")
-PAY_FROM, WIDTH = 100, 4
+PAY_FROM, TABLES_BYTES, WIDTH = 100, 4096, 4
 spawning = multiprocessing.get_context("spawn")
 
 
@@ -63,6 +63,9 @@ class ToyFactory:
     ) -> str:
         return f"{int(weights['rows'][0, 0]):x}"
 
+    def tables_bytes(self, entry_tokens: int | None = None) -> int:
+        return TABLES_BYTES
+
     def tables_pay_from(self, entry_tokens: int | None = None) -> int | None:
         return PAY_FROM if self.has_tables else None
 
@@ -92,6 +95,17 @@ def factory(tmp_path: Path) -> ToyFactory:
 
 
 TOKENS = torch.tensor([[3], [49]])
+
+
+def test_tables_that_are_still_to_be_made_are_counted(factory: ToyFactory) -> None:
+    sources = sources_of(factory, None)
+    assert sources.bytes_to_come(1) == TABLES_BYTES
+    sources.get(1, lambda: weights_of(1), tabled=False)
+    assert sources.bytes_to_come(1) == TABLES_BYTES
+    sources.get(1, lambda: weights_of(1), tabled=True)
+    assert sources.bytes_to_come(1) == 0
+    plain: Any = lambda weights: None  # noqa: E731
+    assert sources_of(plain, None).bytes_to_come(1) == 0
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,14 @@ def test_what_an_epoch_needs_is_added_up_where_memory_is_shared() -> None:
     assert shortage(both) == ("node a", 120, 100)
     pending = {**needs, (1, 0): Need(place="node b", bytes=60, free=100, pending=50)}
     assert shortage(pending) == ("node b", 110, 100)
+    # Key tables are a node's, not a shard's.
+    tables = {
+        (0, 0): Need(place="node a", bytes=40, free=100, tables=15),
+        (1, 0): Need(place="node a", bytes=40, free=100, tables=15),
+    }
+    assert shortage(tables) is None
+    more = {**tables, (1, 0): Need(place="node a", bytes=50, free=100, tables=15)}
+    assert shortage(more) == ("node a", 105, 100)
     # An epoch that adds nothing is never in the way.
     nothing = {(0, 0): Need(place="node a", bytes=0, free=0, pending=10)}
     assert shortage(nothing) is None

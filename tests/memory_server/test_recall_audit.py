@@ -155,6 +155,12 @@ def test_recall_counts_the_documents_that_the_searches_excluded():
             asked.append(excluded.tolist())
             return index.search_approximately(queries, k, excluded)
 
+        def tune(self, recent, rest=None):
+            return index.tune(recent, rest)
+
+        def describe(self):
+            return index.describe()
+
         bytes = 0
 
     log = QueryLog(capacity=64)

@@ -193,6 +193,17 @@ def test_only_the_tokens_that_occur_are_built_and_others_are_seen() -> None:
     assert bool(some(torch.tensor([[4, 5]])).isnan().all())
 
 
+@pytest.mark.parametrize("pooler", ["attentive", "mean", "cls"])
+@pytest.mark.parametrize("entry_tokens", [None, 9])
+def test_bytes_are_known_before_tables_are_built(pooler: str, entry_tokens: int | None) -> None:
+    config = config_of(entry_pooler=pooler)
+    factory = KeyEncoderFactory(config.to_dict())
+    tables = factory.tables(make_weights(config), entry_tokens=entry_tokens)
+    assert tables is not None
+    floats = [tensor for tensor in tables.values() if tensor.dtype == torch.float32]
+    assert factory.tables_bytes(entry_tokens) == sum(tensor.nbytes for tensor in floats)
+
+
 def test_what_has_no_tables_says_so() -> None:
     for choice in (
         {"entry_pooler": "max"},
@@ -202,6 +213,7 @@ def test_what_has_no_tables_says_so() -> None:
         factory = KeyEncoderFactory(config.to_dict())
         assert factory.tables(make_weights(config)) is None
         assert factory.tables_pay_from() is None
+        assert factory.tables_bytes() == 0
         with pytest.raises(ValueError, match="no key tables"):
             KeyTables.of_weights(make_weights(config), config)
 
