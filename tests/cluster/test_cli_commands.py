@@ -212,16 +212,22 @@ def test_pretrain_check_prints_a_configuration_that_loads_back_equal(
 def test_pretrain_hands_on_configuration_resume_and_exit_code(
     tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[PretrainConfig, bool]] = []
+    seen: list[tuple[PretrainConfig, bool, bool]] = []
 
-    def pretrain(config: PretrainConfig, *, resume: bool) -> int:
-        seen.append((config, resume))
-        return 143
+    def pretrain(config: PretrainConfig, *, resume: bool, auto_resume: bool) -> int:
+        seen.append((config, resume, auto_resume))
+        return 75
 
     module = ModuleType("cluster.pretrain")
     module.pretrain = pretrain  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cluster.pretrain", module)
     path = tiny_run.run / "config.toml"
-    assert main(["pretrain", str(path), "--resume", "optim.steps=9"]) == 143
-    assert main(["pretrain", str(path)]) == 143
-    assert seen == [(load_config(path, ["optim.steps=9"]), True), (load_config(path), False)]
+    assert main(["pretrain", str(path), "--resume", "optim.steps=9"]) == 75
+    assert main(["pretrain", str(path)]) == 75
+    assert main(["pretrain", str(path), "--auto-resume"]) == 75
+    config = load_config(path)
+    assert seen == [
+        (load_config(path, ["optim.steps=9"]), True, False),
+        (config, False, False),
+        (config, False, True),
+    ]
