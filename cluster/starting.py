@@ -55,6 +55,7 @@ _MAY_CHANGE: dict[str, frozenset[str]] = {
             "micro_batch_size",
             "deepspeed_config",
             "activation_checkpointing",
+            "retrieval_chunks",
             "offload_optimizer",
             "offload_parameters",
             "nvme_path",

@@ -10,7 +10,7 @@ from model.config import PlugLMConfig
 from model.full_precision import in_full_precision, widened
 from model.pooling import make_pooler
 from model.query_norm import make_query_norm
-from model.retrieval import LayerRetrieval, ReadMemory
+from model.retrieval import LayerRetrieval, ReadEntries, ReadMemory
 from model.rows import Rows, Selection
 
 COSINE_EPS = 1e-8
@@ -85,15 +85,49 @@ class MemoryLayer(nn.Module):
         """
         if read is None:
             a = self.attention(x, rows, chosen)
-            return self.LayerNorm(self._beside_memory(a)), None
-        a = self.attention(x, rows)
-        a_BTH = rows.unpack(a)
-        query_BQ = self._query(a_BTH, rows.mask_BT)
-        late = chosen is not None and self.knowledge_attention.mixes_positions
-        if chosen is not None and not late:
-            # From here on every position stands alone, so the unwanted ones need no computation.
-            a, rows = chosen.take(a_BTH), chosen.rows
+            return self.LayerNorm(self.beside_memory(a)), None
+        a, raw_BQ = self.before_query(x, rows)
+        query_BQ = self.query_norm(raw_BQ)
+        a, rows, late = self.narrowed(a, rows, chosen)
         entries = read(query_BQ)
+        return self.after_answer(
+            a, rows, query_BQ, entries, late=late, output_attention=output_attention
+        )
+
+    def before_query(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """(the attention's output, like x; what `query_norm` makes the query [B,Q] of)."""
+        a = self.attention(x, rows)
+        return a, self._raw_query(rows.unpack(a), rows.mask_BT)
+
+    def narrowed(
+        self, a: Tensor, rows: Rows, chosen: Selection | None
+    ) -> tuple[Tensor, Rows, Selection | None]:
+        """Leave out what is not wanted, as early as it is not needed.
+
+        Returns:
+            (a and rows, of the chosen positions if every position stands alone from here on; what
+            is to be chosen in the end, if they do not)
+        """
+        if chosen is None or self.knowledge_attention.mixes_positions:
+            return a, rows, chosen
+        return chosen.take(rows.unpack(a)), chosen.rows, None
+
+    def after_answer(
+        self,
+        a: Tensor,
+        rows: Rows,
+        query_BQ: Tensor,
+        entries: ReadEntries,
+        *,
+        beside: Tensor | None = None,
+        late: Selection | None = None,
+        output_attention: bool = False,
+    ) -> tuple[Tensor, LayerRetrieval]:
+        """The layer's output from what the memory answered; arguments as its steps return them.
+
+        Args:
+            beside: `beside_memory(a)`, if it was computed before.
+        """
         wide_BQ = widened(query_BQ)
         cos_BK = F.cosine_similarity(
             wide_BQ.unsqueeze(1), entries.keys_BKQ.to(wide_BQ.dtype), dim=-1, eps=COSINE_EPS
@@ -104,9 +138,9 @@ class MemoryLayer(nn.Module):
         if memory.shape[:-1] != a.shape[:-1]:
             # One vector for the whole sequence.
             memory = rows.pack(memory.expand(-1, rows.mask_BT.shape[1], -1))
-        out = self._beside_memory(a) + memory
-        if chosen is not None and late:
-            out = chosen.take(out)
+        out = (self.beside_memory(a) if beside is None else beside) + memory
+        if late is not None:
+            out = late.take(rows.unpack(out))
         attention = None
         if output_attention:
             attention = probs.detach().unflatten(-1, tuple(entries.mask_BKJ.shape[1:])).sum(-1)
@@ -121,12 +155,13 @@ class MemoryLayer(nn.Module):
 
     def ask(self, x: Tensor, rows: Rows) -> Tensor:
         """The query [B,Q] alone; arguments as in `forward`."""
-        return self._query(rows.unpack(self.attention(x, rows)), rows.mask_BT)
-
-    def _query(self, a_BTH: Tensor, mask_BT: Tensor) -> Tensor:
-        pooled_BH = self.pooler(a_BTH, mask_BT)
-        query_BQ: Tensor = self.query_norm(in_full_precision(self.query_proj, pooled_BH))
+        query_BQ: Tensor = self.query_norm(self.before_query(x, rows)[1])
         return query_BQ
 
-    def _beside_memory(self, a: Tensor) -> Tensor:
+    def _raw_query(self, a_BTH: Tensor, mask_BT: Tensor) -> Tensor:
+        raw_BQ: Tensor = in_full_precision(self.query_proj, self.pooler(a_BTH, mask_BT))
+        return raw_BQ
+
+    def beside_memory(self, a: Tensor) -> Tensor:
+        """What is added to the memory's part."""
         return a + self.ffn(a) if self.has_ffn else a

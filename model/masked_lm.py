@@ -95,12 +95,13 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
         retrieval_temperature: float = 1.0,
         loss_denominator: Tensor | float | None = None,
         output_attention: bool = False,
+        retrieval_chunks: int = 1,
     ) -> MaskedLMOutput:
         """Predict masked tokens, with a memory or without.
 
         Args:
-            input_ids, attention_mask, token_type_ids, lookup, output_attention: as in
-                `PlugLMModel`.
+            input_ids, attention_mask, token_type_ids, lookup, output_attention, retrieval_chunks:
+                as in `PlugLMModel`.
             labels: int64 [B,T], -100 where nothing is to be predicted (legacy: -1).
             positive_tokens: int64 [B,S], an entry of each sequence's own document; asks for the
                 retrieval warm-up loss, and needs positive_ids [B] and doc_ids [B].
@@ -131,6 +132,7 @@ class PlugLMForMaskedLM(PlugLMPreTrainedModel):
             lookup=lookup,
             wanted_BT=wanted_BT if sparse else None,
             output_attention=output_attention,
+            retrieval_chunks=retrieval_chunks,
             return_dict=True,
         )
         logits = self.head(encoded.last_hidden_state)

@@ -20,6 +20,7 @@ from model.entry_encoder import EncodedEntries, EntryEncoder, embed_entries, is_
 from model.inputs import check_entries, check_wanted, checked_mask
 from model.layers import MemoryLayer, PlainLayer
 from model.outputs import PlugLMOutput
+from model.overlap import Startable, run_in_chunks
 from model.plug import lookup_of
 from model.query_norm import QueryBatchNorm, sum_over_ranks
 from model.reading import read_memory
@@ -186,6 +187,7 @@ class PlugLMModel(PlugLMPreTrainedModel):
         first_only: bool = False,
         output_attention: bool = False,
         output_hidden_states: bool | None = None,
+        retrieval_chunks: int = 1,
     ) -> PlugLMOutput:
         """Encode sequences.
 
@@ -201,6 +203,8 @@ class PlugLMModel(PlugLMPreTrainedModel):
                 that nothing waits and graphs can be traced.
             output_attention: report the knowledge attention.
             output_hidden_states: report the embeddings and every layer's output.
+            retrieval_chunks: pieces that the batch is cut in, so that one's search runs while
+                others compute; for a lookup whose searches can be begun (see overlap.py).
 
         `return_dict=False` returns a tuple, as in transformers.
 
@@ -223,6 +227,26 @@ class PlugLMModel(PlugLMPreTrainedModel):
         if lookup is None and self.config.num_memory_layers:
             self._say_no_memory()
         x = self.embeddings(input_ids, token_type_ids, rows)
+        chunks = min(retrieval_chunks, input_ids.shape[0])
+        if chunks > 1 and isinstance(lookup, Startable) and self.config.num_memory_layers:
+            if first_only or output_hidden_states or self.config.legacy:
+                raise ValueError(
+                    f"retrieval_chunks = {retrieval_chunks}: first_only, output_hidden_states and "
+                    "the published variant need the whole batch at once; use 1"
+                )
+            x, joined = run_in_chunks(
+                list(self.layers),
+                x,
+                rows,
+                lookup=lookup,
+                reader=self._reader,
+                wanted_BT=wanted_BT,
+                chunks=chunks,
+                recompute=self.gradient_checkpointing and self.training,
+                pack=self.config.unpad_inputs,
+                output_attention=output_attention,
+            )
+            return PlugLMOutput(last_hidden_state=x, retrievals=tuple(joined))
         hidden_states = [rows.unpack(x)] if output_hidden_states else None
         retrievals: list[LayerRetrieval] = []
         last = len(self.layers) - 1

@@ -45,14 +45,7 @@ def read_memory(
         QueryNotFinite: a query holds NaN or infinity. ValueError: the answer has wrong shapes,
             dtypes, or tokens that this model does not have.
     """
-    asked_BQ = query_BQ.detach().float()
-    checked = not torch.compiler.is_compiling() and not getattr(lookup, "takes_any_query", False)
-    if checked and not bool(torch.isfinite(asked_BQ).all()):
-        raise QueryNotFinite(
-            f"the query of memory layer {layer} holds NaN or infinity, so nothing can be searched; "
-            "the weights or the activations below it are not finite (a diverged training, or a "
-            "damaged checkpoint)"
-        )
+    asked_BQ = asked_queries(query_BQ, lookup, layer)
     # Exported graphs get what was retrieved as an input, which their lookup hands over.
     exporting = torch.compiler.is_exporting()
     retrieved = lookup(asked_BQ) if exporting else _search(lookup, asked_BQ)
@@ -79,6 +72,19 @@ def read_memory(
     return ReadEntries(
         retrieved=retrieved, keys_BKQ=keys_BKQ, values_BKJH=values_BKJH, mask_BKJ=mask_BKJ
     )
+
+
+def asked_queries(query_BQ: Tensor, lookup: object, layer: int) -> Tensor:
+    """What a memory is asked, float32 and detached. Raises QueryNotFinite; see `read_memory`."""
+    asked_BQ = query_BQ.detach().float()
+    checked = not torch.compiler.is_compiling() and not getattr(lookup, "takes_any_query", False)
+    if checked and not bool(torch.isfinite(asked_BQ).all()):
+        raise QueryNotFinite(
+            f"the query of memory layer {layer} holds NaN or infinity, so nothing can be searched; "
+            "the weights or the activations below it are not finite (a diverged training, or a "
+            "damaged checkpoint)"
+        )
+    return asked_BQ
 
 
 def _call(lookup: Lookup, queries_BQ: Tensor) -> RetrievedEntries:

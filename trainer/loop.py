@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import chain
 from typing import Any
@@ -13,7 +13,6 @@ import psutil
 import torch
 from torch import Tensor
 
-from memory_server.api import Retrieved
 from model import PlugLMConfig
 from trainer import checkpoint as checkpoints
 from trainer.build import build_model
@@ -23,7 +22,7 @@ from trainer.data import rng
 from trainer.data.stream import TrainBatch
 from trainer.distributed import barrier, sum_over_ranks
 from trainer.engine import TrainingEngine, start_process_group, stop_process_group
-from trainer.errors import CheckpointRefused
+from trainer.errors import CheckpointError, CheckpointRefused
 from trainer.evaluate import right_entries
 from trainer.export import export_model
 from trainer.follower import MemoryFollower
@@ -33,6 +32,7 @@ from trainer.lost_shards import LostShards
 from trainer.meters import RunningMeans, StepTimer
 from trainer.metrics import MetricsWriter
 from trainer.saving import CheckpointSaver
+from trainer.searching import MemoryLookup
 from trainer.settings import TrainSettings
 from trainer.skipping import SkippedSteps
 from trainer.task import Stream
@@ -137,6 +137,9 @@ class _Run:
         )
         self.memory_bytes = sum(job.memory.info().bytes.values())
         self.lost_shards = LostShards(self._tell)
+        self.searches = ThreadPoolExecutor(
+            settings.runtime.retrieval_chunks, thread_name_prefix="search"
+        )
         self.means, self.timer = RunningMeans(), StepTimer()
         self.steps_since_log = 0
 
@@ -153,6 +156,7 @@ class _Run:
 
     def close(self) -> None:
         """Let go of the memory's epoch."""
+        self.searches.shutdown(cancel_futures=True)
         self.follower.close()
 
     def to_the_end(self) -> TrainOutcome:
@@ -187,7 +191,7 @@ class _Run:
                         self._evaluate()
             self._note_recovery()
             if self.step != self.saver.saved_step:
-                self.saver.save(self.step, stream.cursor)
+                self._save_last(stream)
         finally:
             stream.close()
         if not stopped:
@@ -204,6 +208,13 @@ class _Run:
             self._tell(
                 f"{error}: training goes on, and the next checkpoint is tried when it is due"
             )
+
+    def _save_last(self, stream: Stream) -> None:
+        """The checkpoint that nothing comes after. Raises CheckpointError."""
+        try:
+            self.saver.save(self.step, stream.cursor)
+        except CheckpointRefused as error:
+            raise CheckpointError(f"{error} and resume with --resume") from error
 
     def _note_recovery(self) -> None:
         """Once, when training moves again after a fault: what that cost."""
@@ -248,6 +259,7 @@ class _Run:
                 retrieval_loss_weight=optim.retrieval_loss_weight,
                 retrieval_temperature=optim.retrieval_temperature,
                 loss_denominator=denominator,
+                retrieval_chunks=self.settings.runtime.retrieval_chunks,
             )
             self.engine.step()
             noted.append(self._numbers(batch, output, denominator, excluded_B))
@@ -275,23 +287,18 @@ class _Run:
         memory = self.settings.memory
         return memory.exclude_own_document and memory.exclude_own_document_share >= 1
 
-    def _search(self, batch: TrainBatch, excluded_B: Tensor) -> Callable[[Tensor], Retrieved]:
+    def _search(self, batch: TrainBatch, excluded_B: Tensor) -> MemoryLookup:
         """The memory as the model asks it: pinned to the step's epoch."""
-        memory = self.settings.memory
         exclude = batch.doc_ids.masked_fill(~excluded_B, -1) if bool(excluded_B.any()) else None
-
-        def lookup(queries_BQ: Tensor) -> Retrieved:
-            # Its loss is not finite either, so the step will be left out, on all ranks together.
-            queries_BQ = queries_BQ.nan_to_num(0.0, 0.0, 0.0)
-            with self.timer.part("retrieval"):
-                found = self.job.memory.search(
-                    queries_BQ, memory.top_k, exclude_doc_ids=exclude, epoch=self.follower.epoch
-                )
-            self.lost_shards.note(found)
-            return found
-
-        lookup.takes_any_query = True  # type: ignore[attr-defined]
-        return lookup
+        return MemoryLookup(
+            self.job.memory,
+            k=self.settings.memory.top_k,
+            epoch=self.follower.epoch,
+            exclude_doc_ids=exclude,
+            pool=self.searches,
+            waiting=lambda: self.timer.part("retrieval"),
+            note=self.lost_shards.note,
+        )
 
     def _numbers(
         self, batch: TrainBatch, output: Any, denominator: Tensor, excluded_B: Tensor
@@ -351,7 +358,7 @@ class _Run:
         world_size = self.settings.runtime.trainers
         batches = self.job.task.heldout(self.settings, rank=self.rank, world_size=world_size)
 
-        def search_for(batch: TrainBatch) -> Callable[[Tensor], Retrieved]:
+        def search_for(batch: TrainBatch) -> MemoryLookup:
             out_B = torch.full_like(batch.doc_ids, self._always_excludes, dtype=torch.bool)
             return self._search(batch, out_B)
 

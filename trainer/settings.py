@@ -169,6 +169,12 @@ class RuntimeSettings:
         minimum=0,
     )
     threads_per_trainer: int = documented(1, "CPU threads of each trainer.", minimum=1)
+    retrieval_chunks: int = documented(
+        1,
+        "Pieces that a micro-batch is cut in, so that one's search runs while others compute; "
+        "worth it where retrieval takes long (retrieval_ms in the metrics). 1: it is not cut.",
+        minimum=1,
+    )
     activation_checkpointing: bool = documented(
         False,
         "Make a layer's activations again for its gradient instead of keeping them: less memory, "

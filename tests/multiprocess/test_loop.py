@@ -16,6 +16,7 @@ from trainer.checkpoint import checkpoint_path, read_state
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.errors import CheckpointError, TrainingError
 from trainer.job import TrainOutcome
+from trainer.metrics import read_metrics
 from trainer.settings import TrainSettings
 from trainer.world.tokenizer import VOCABULARY
 
@@ -124,12 +125,17 @@ def test_training_that_diverges_ends_with_what_to_do(told: dict[str, Any]) -> No
     assert "lower optim.lr" in str(told["diverged"])
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_what_to_do(
+def test_a_checkpoint_that_cannot_be_written_is_told_and_the_last_one_ends_the_run(
     place: Place, told: dict[str, Any]
 ) -> None:
     error = told["no room"]
     assert isinstance(error, CheckpointError)
-    for part in ("step 5", str(place.home / "no-room"), "MiB free", "resume with --resume"):
+    events = read_metrics(place.home / "no-room" / "metrics.jsonl")
+    event = next(line for line in events if line["kind"] == "event")
+    assert event["step"] == 5
+    assert "the checkpoint of step 5 could not be written" in event["message"]
+    assert "training goes on" in event["message"]
+    for part in ("step 10", str(place.home / "no-room"), "MiB free", "resume with --resume"):
         assert part in str(error)
 
 
