@@ -1,4 +1,4 @@
-r"""Keys and queries of a trained model, as search_faiss.py takes them: what real ones look like.
+"""Keys and queries of a trained model, as search_faiss.py takes them: what real ones look like.
 
 Keys are those that a memory gets from the run's weights, of all entries of a corpus, in the order
 of its rows; queries are what the model's last memory layer asks for on held-out sequences of that
@@ -6,10 +6,11 @@ corpus, masked as the run's evaluation masks, with that memory attached. The cor
 model's tokenizer:
 
   pluglm quickstart
-  pluglm corpus build TEXTS --out big --tokenizer runs/quickstart/run-seed0/model \
-    --sequence-length 65
+  pluglm corpus build TEXTS --out big --tokenizer MODEL --sequence-length 65
   python benchmarks/trained_keys.py runs/quickstart/run-seed0 big --out big-keys
   python benchmarks/search_faiss.py --keys big-keys/keys.npy --queries big-keys/queries.npy
+
+MODEL is runs/quickstart/run-seed0/model.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import argument_parser, note, positive
+from harness import argument_parser, begin, finish, note, positive, table
 from torch import Tensor
 
 from cluster.config import load_config
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory to make")
     parser.add_argument("--queries", type=positive, default=4096, help="at most")
     args = parser.parse_args()
+    facts = begin()
     trained = load_trained_model(args.run / "model")
     store = Store.open(args.corpus / "memory")
     trained.check_fits(store)
@@ -94,7 +96,8 @@ def main() -> None:
         queries = write_queries(
             args.out / "queries.npy", trained, memory, args.run, args.corpus, args.queries
         )
-    print(f"{keys:,} keys and {queries:,} queries in {args.out}")
+    print(table(["keys", "queries", "in"], [[f"{keys:,}", f"{queries:,}", str(args.out)]]))
+    finish(args.json, facts, args, [{"keys": keys, "queries": queries}])
 
 
 if __name__ == "__main__":

@@ -2,12 +2,16 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from tests.cluster.tiny_run import make_tiny_run
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "benchmarks"
@@ -42,8 +46,16 @@ def figures(name: str, tmp_path: Path, *words: str) -> Any:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_says_what_is_measured_and_is_in_the_documents(name: str) -> None:
-    printed = call(name, "--help")
+def test_help_says_what_is_measured_and_is_in_the_documents(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # In this process, which has imported most of it for the command before.
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
     first_line = (FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines()[0]
     assert first_line.strip('"') in printed
     assert "--json" in printed
@@ -85,6 +97,17 @@ def test_faiss_presets_are_compared_with_exact_search(tmp_path: Path) -> None:
         assert 0.5 < row["kept_recall"] <= 1
         assert row["times_faster"]["low"] > 0
         assert row["kept_s"] > 0
+
+
+def test_keys_and_queries_of_a_trained_model_are_written(tmp_path: Path) -> None:
+    run = make_tiny_run(tmp_path)
+    out = tmp_path / "keys"
+    words = [str(run.run), str(run.corpus), "--out", str(out), "--queries", "8"]
+    (row,) = figures("trained_keys", tmp_path, *words)
+    keys, queries = np.load(out / "keys.npy"), np.load(out / "queries.npy")
+    assert keys.shape == (row["keys"], queries.shape[1])
+    assert len(queries) == row["queries"] > 0
+    assert np.isfinite(keys).all()
 
 
 @pytest.mark.integration
