@@ -26,6 +26,7 @@ setup(
         "numpy>=2.0",
         "psutil>=5.9",
         "pyarrow>=20.0",
+        "pyyaml>=6.0",
         "pyzmq>=26.0",
         "ray>=2.50",
         "safetensors>=0.5",

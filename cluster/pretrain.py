@@ -66,7 +66,7 @@ def pretrain(
         ConfigError, CorpusError, LaunchError, StoreError: refused before any work.
         TrainingError, CheckpointError: training could not go on; what was committed is kept.
     """
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     source = checks.corpus_source(config)
     corpus = Path(config.data.corpus)
     return run_task(
@@ -220,7 +220,7 @@ def _opening(config: PretrainConfig, memory: RayMemory, start: Start, device: st
     )
 
 
-def _with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
+def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
     """The run's config.toml must mean the same from whatever directory it is read."""
     corpus = str(Path(config.data.corpus).expanduser().resolve())
     store = config.memory.store and str(Path(config.memory.store).expanduser().resolve())

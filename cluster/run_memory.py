@@ -103,6 +103,20 @@ def run_memory(
         memory.close()
 
 
+@contextmanager
+def attached_memory(config: PretrainConfig, source: checks.Source) -> Iterator[RayMemory]:
+    """The server that the config names, as it is; it goes on when the block ends.
+
+    Raises:
+        ConfigError: it is of another store or tokenizer. CoordinatorLost: there is none.
+    """
+    memory = _attached(config, source)
+    try:
+        yield memory
+    finally:
+        memory.close()
+
+
 def _started(
     config: PretrainConfig,
     source: checks.Source,

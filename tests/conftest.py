@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in ("WANDB_API_KEY", "WANDB_DIR", "WANDB_MODE", "WANDB_PROJECT", "RAY_ADDRESS"):
     os.environ.pop(name, None)
 
+STARTS_RAY = (
+    "tests/integration/",
+    "tests/cluster/test_memory_docs.py",
+    "tests/cluster/test_memory_served.py",
+)
+
 # A busy machine is not a failure, and a failure must come again on the next run.
 settings.register_profile("pluglm", deadline=None, derandomize=True)
 settings.load_profile("pluglm")
@@ -27,14 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run tests marked long, too")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own hook of this name
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip tests marked `gpu` where CUDA has no device, and `long` ones unless asked for."""
     if not config.getoption("--long"):
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="takes minutes: run with --long"))
-    _share_out(items)
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not on_gpu:
         return
@@ -45,16 +50,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
-def _share_out(items: list[pytest.Item]) -> None:
-    """How `--dist loadgroup` shares tests out among processes.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How several processes (`-n 2`) share the tests out.
 
-    A file's tests stay together, for what they set up together. All that start Ray are one group,
-    and the first: two Rays at once would crowd a small machine.
+    A file's tests stay together, for what they set up together. All that start Ray stay with one
+    process: two Rays at once would crowd a small machine.
     """
-    for item in items:
-        starts_ray = item.get_closest_marker("integration") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else str(item.path)))
-    items.sort(key=lambda item: item.get_closest_marker("integration") is None)
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Sharing(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if file.startswith(STARTS_RAY) or "[ray" in nodeid else file
+
+    return Sharing(config, log)
 
 
 @pytest.fixture(autouse=True)

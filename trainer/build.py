@@ -21,6 +21,13 @@ from trainer.settings import ConfigError, ModelSettings
 log = logging.getLogger(__name__)
 
 
+def count_parameters(config: PlugLMConfig) -> int:
+    """The weights of a model of this shape, without making it."""
+    with torch.device("meta"):
+        model = PlugLMForMaskedLM(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def model_config(
     settings: ModelSettings,
     *,

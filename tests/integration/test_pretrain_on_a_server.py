@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,14 @@ from memory_server.store.segments import write_segment
 from memory_server.store.store import Store
 from memory_server.switch import show_content
 from model import KeyEncoderFactory
-from tests.integration.support_pretrain import make_corpus, pretraining, write_config
+from tests.integration.support_pretrain import (
+    COMMAND,
+    REPOSITORY,
+    make_corpus,
+    pretraining,
+    read_lines,
+    write_config,
+)
 from tests.ray_fixture import local_ray
 from trainer.build import build_model
 
@@ -118,3 +127,30 @@ def test_a_server_that_is_not_there_is_said_by_name(
         ended = run.end()
     assert ended.code == 1
     assert "nobody" in ended.error_line
+
+
+def test_torchrun_trains_beside_the_server(
+    server: Store, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*joining(monkeypatch), "optim.steps=30", "checkpoint.every_steps=10"]
+    config = write_config(tmp_path, corpus)
+    run_dir = config.with_suffix("")
+    doctor = ["doctor", str(config), *words, "--address", words[1].split("=")[1]]
+    looked = subprocess.run([*COMMAND, *doctor], cwd=REPOSITORY, capture_output=True, text=True)
+    assert looked.returncode == 0, looked.stdout + looked.stderr
+    assert "Ray has 8 CPUs" in looked.stdout
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2", "--max-restarts", "0", "-m", "cluster.torchrun"]
+    for _ in range(2):  # the second one goes on, and has only to evaluate
+        done = subprocess.run(
+            [*torchrun, str(config), *words],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in read_lines(run_dir, "train")] == list(range(1, 31))
+    assert (run_dir / "report.html").exists()
+    with RayMemory.attach(SERVER) as memory:
+        assert memory.info().encoder_step == 30

@@ -1,0 +1,1 @@
+"""`pluglm doctor`: what would go wrong, found before hours are spent."""

@@ -1,0 +1,78 @@
+"""An all-reduce between processes of this node, as trainers will do it. Ends by itself."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+import time
+from datetime import timedelta
+from typing import Any
+
+from cluster.doctor.findings import Finding
+
+NUMBERS = 1 << 20
+_FIX = {
+    "gloo": "let processes of this node connect to each other (firewall, GLOO_SOCKET_IFNAME)",
+    "nccl": "see NCCL_DEBUG=INFO; check the drivers, NCCL_SOCKET_IFNAME and GPU peer access",
+}
+
+
+def all_reduce(backend: str, *, loopback: bool = True, timeout_s: float = 120.0) -> Finding:
+    """Have two processes add a vector of 4 MiB up.
+
+    Args:
+        backend: "gloo", or "nccl" where there are two GPUs.
+        loopback: meet on 127.0.0.1; else at the address of this node's name.
+    """
+    with socket.socket() as probe:
+        host = "127.0.0.1" if loopback else socket.gethostbyname(socket.gethostname())
+        probe.bind((host, 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    told: Any = context.Queue()
+    arguments = (f"tcp://{host}:{port}", backend, timeout_s, told)
+    ranks = [context.Process(target=_rank, args=(rank, *arguments)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    deadline = time.monotonic() + timeout_s
+    for rank in ranks:
+        rank.join(max(0.0, deadline - time.monotonic()))
+    hung = [rank for rank in ranks if rank.is_alive()]
+    for rank in hung:
+        rank.kill()
+        rank.join()
+    answers = [told.get() for _ in range(2)] if not hung and not told.empty() else []
+    wrong = next((a for a in answers if isinstance(a, str)), "")
+    if len(answers) == 2 and not wrong:
+        took = f"{max(answers) * 1000:.0f} ms"
+        return Finding(grade="ok", what=f"{backend} adds up {NUMBERS >> 18} MiB in {took}")
+    reason = wrong or f"it did not end within {timeout_s:g} s"
+    return Finding(
+        grade="problem", what=f"{backend} between two processes failed: {reason}", fix=_FIX[backend]
+    )
+
+
+def _rank(rank: int, init_method: str, backend: str, timeout_s: float, told: Any) -> None:
+    try:
+        import torch
+        import torch.distributed as dist
+
+        dist.init_process_group(
+            backend,
+            init_method=init_method,
+            rank=rank,
+            world_size=2,
+            timeout=timedelta(seconds=timeout_s),
+        )
+        device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+        numbers = torch.full((NUMBERS,), float(rank + 1), device=device)
+        dist.all_reduce(numbers)  # the first one also makes the connections
+        numbers.fill_(float(rank + 1))
+        began = time.perf_counter()
+        dist.all_reduce(numbers)
+        right = bool((numbers == 3).all())
+        told.put(time.perf_counter() - began if right else "the sum is wrong")
+        dist.destroy_process_group()
+    # Whatever it is, it is what the person wants to know.
+    except Exception as error:
+        told.put(f"{type(error).__name__}: {str(error).splitlines()[0]}")

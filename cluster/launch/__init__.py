@@ -1,0 +1,1 @@
+"""What starts a run on a cluster: batch scripts, manifests, command lines."""

@@ -1,0 +1,173 @@
+"""What `pluglm doctor` finds, and what it says to do about it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from cluster.doctor.facts import FAISS, PACKAGES, NodeFacts, PathFacts, read_facts
+from cluster.doctor.findings import (
+    Finding,
+    of_clocks,
+    of_machines,
+    of_paths,
+    of_versions,
+)
+from cluster.doctor.reduce import all_reduce
+from tests.cluster.tiny_run import TinyRun
+
+HERE = PathFacts(path="/runs", exists=True, writable=True, free_bytes=10 << 30, token="t")
+
+
+def node(host: str, **options: object) -> NodeFacts:
+    facts = NodeFacts(
+        host=host,
+        node_id=host,
+        python="3.11.7",
+        versions={**dict.fromkeys(PACKAGES, "1.0"), FAISS[0]: "1.0", FAISS[1]: ""},
+        gpus=(),
+        cpus=8,
+        ram_bytes=64 << 30,
+        shm_bytes=8 << 30,
+        clock=1000.0,
+        paths=(HERE,),
+    )
+    return replace(facts, **options)  # type: ignore[arg-type]
+
+
+def grades(findings: object) -> list[str]:
+    return [finding.grade for finding in findings]  # type: ignore[attr-defined]
+
+
+def one_bad(findings: object, grade: str) -> Finding:
+    (bad,) = [f for f in findings if f.grade != "ok"]  # type: ignore[attr-defined]
+    assert bad.grade == grade
+    assert bad.fix
+    return bad
+
+
+def test_equal_nodes_are_well() -> None:
+    nodes = [node("a"), node("b")]
+    assert grades(of_versions(nodes)) == ["ok"]
+    assert grades(of_machines(nodes)) == ["ok"]
+    assert grades(of_clocks(nodes, [1000.4, 999.9])) == ["ok"]
+    assert grades(of_paths(nodes, "t", needed={"/runs": 1 << 30})) == ["ok"]
+
+
+def test_other_versions_are_named_with_their_nodes() -> None:
+    other = node("b", versions=node("b").versions | {"ray": "2.0"}, python="3.12.1")
+    bad = one_bad(of_versions([node("a"), other]), "problem")
+    assert "ray 1.0 on a, 2.0 on b" in bad.what
+    assert "Python 3.11, 3.12" in bad.what
+    patch = node("b", python="3.11.9")
+    assert grades(of_versions([node("a"), patch])) == ["ok"]
+
+
+def test_missing_and_doubled_packages_are_found() -> None:
+    without = node("a", versions=node("a").versions | {"deepspeed": "", FAISS[0]: ""})
+    assert grades(of_versions([without])) == ["problem", "warning"]
+    both = node("a", versions=node("a").versions | {FAISS[1]: "1.0"})
+    assert "both installed" in one_bad(of_versions([both]), "problem").what
+
+
+@pytest.mark.parametrize(
+    ("off", "grade"), [(5.0, "warning"), (60.0, "problem"), (-60.0, "problem")]
+)
+def test_a_clock_that_is_off_is_named(off: float, grade: str) -> None:
+    nodes = [node("a"), node("b", clock=1000.0 + off)]
+    assert (
+        f"clock of b is {abs(off):.0f} s off" in one_bad(of_clocks(nodes, [1000.0] * 2), grade).what
+    )
+
+
+def test_directories_must_be_shared_writable_and_have_room() -> None:
+    blind = node("b", paths=(replace(HERE, token=None),))
+    assert "b does not see" in one_bad(of_paths([node("a"), blind], "t", needed={}), "problem").what
+    closed = node("b", paths=(replace(HERE, writable=False),))
+    assert (
+        "not writable on b"
+        in one_bad(of_paths([node("a"), closed], "t", needed={}), "problem").what
+    )
+    full = of_paths([node("a")], "", needed={"/runs": 11 << 30})
+    assert "10.0 GiB free, the run's checkpoints take 11.0 GiB" in one_bad(full, "problem").what
+
+
+def test_unlike_machines_and_small_shared_memory_are_a_warning() -> None:
+    nodes = [node("a", gpus=("H200", "H200")), node("b")]
+    assert "2 H200" in one_bad(of_machines(nodes), "warning").what
+    small = one_bad(of_machines([node("a", shm_bytes=64 << 20)]), "warning")
+    assert "/dev/shm" in small.what
+
+
+def test_a_node_tells_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "name").write_text("name")
+    missing = tmp_path / "not" / "yet"
+    facts = read_facts([str(tmp_path), str(missing)], token_name="name", node_id="n")
+    assert facts.versions["torch"]
+    assert facts.cpus >= 1
+    there, absent = facts.paths
+    assert (there.exists, there.writable, there.token) == (True, True, "name")
+    assert (absent.exists, absent.writable, absent.token) == (False, True, None)
+    assert absent.free_bytes > 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["name"]
+
+
+@pytest.mark.multiprocess
+def test_two_processes_of_this_node_can_add_up() -> None:
+    assert all_reduce("gloo").grade == "ok"
+
+
+@pytest.mark.multiprocess
+def test_an_all_reduce_that_hangs_ends_and_says_what_to_look_at() -> None:
+    hung = all_reduce("gloo", timeout_s=0.01)
+    assert hung.grade == "problem"
+    assert "did not end" in hung.what
+    assert "GLOO_SOCKET_IFNAME" in hung.fix
+
+
+@pytest.mark.multiprocess
+def test_a_run_is_looked_over_before_it_starts(
+    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(tiny_run.run / "config.toml")
+    words = ["doctor", config, f"run.dir={tmp_path}"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "the configuration fits its corpus" in out
+    assert f"{tmp_path}: " in out
+    assert "gloo adds up" in out
+    assert "PROBLEM" not in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.multiprocess
+def test_a_corpus_that_is_not_there_is_a_problem_and_the_rest_is_looked_at(
+    tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.toml"
+    shutil.copy(tiny_run.run / "config.toml", config)
+    assert main(["doctor", str(config), f"data.corpus={tmp_path / 'none'}", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    (problem,) = [one for one in found if one["grade"] == "problem"]
+    assert "none" in problem["what"]
+    assert any("gloo" in one["what"] for one in found)
+
+
+@pytest.mark.multiprocess
+def test_no_ray_at_the_address_is_a_problem_said_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["doctor", "--address", "127.0.0.1:1"]) == 1
+    out = capsys.readouterr().out
+    assert "PROBLEM no Ray at" in out
+    assert "-> start Ray there" in out
+
+
+def test_nodes_without_a_cluster_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--nodes", "2"]) == 2
+    assert "give its --address" in capsys.readouterr().err
