@@ -176,3 +176,15 @@ def test_every_stage_has_the_losses_of_plain_torch(tmp_path: Path) -> None:
         assert len(row["losses"]) == 3
         assert 0 <= row["largest_difference"] < 1e-4
         assert row["losses"] == pytest.approx(rows[0]["losses"], abs=1e-4)
+
+
+def test_a_search_that_runs_beside_the_computation_is_compared(tmp_path: Path) -> None:
+    words = ["--entries", "200", "--hidden", "64", "--layers", "2", "--batch", "4"]
+    words += ["--tokens", "16", "--repeats", "2", "--delays", "0", "50"]
+    rows = figures("overlap", tmp_path, *words)
+    assert [(row["query_norm"], row["delay_ms"]) for row in rows] == [
+        ("layer", 0.0), ("layer", 50.0), ("batch", 0.0), ("batch", 50.0),
+    ]  # fmt: skip
+    for row in rows[1::2]:
+        assert row["whole_ms"]["median"] >= 50
+        assert row["hidden"] <= 1
