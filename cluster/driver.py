@@ -6,6 +6,7 @@ on from, and answers all the while.
 
 from __future__ import annotations
 
+import time
 import tomllib
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from cluster import checks
 from cluster.config import PretrainConfig
-from cluster.errors import GraceOver, LaunchError, NoRoom
+from cluster.errors import GraceOver, LaunchError, NoRoom, TrainersNotUp
 from cluster.recovery import (
     Fault,
     Restarts,
@@ -30,6 +31,7 @@ from cluster.starting import Start, find_start
 from cluster.stop import Stop
 from cluster.trainer_actor import Gang, trainer_gang
 from cluster.watch import Say, Watch
+from memory_server.errors import MemoryServerError
 from model import PlugLMConfig
 from trainer.checkpoint import checkpoint_step, latest_checkpoint, read_key_weights
 from trainer.errors import TrainingError
@@ -39,6 +41,7 @@ from trainer.settings import ConfigError
 from trainer.task import Task
 
 _SMALLER_GANG_TIMEOUT_S = 15.0
+_RENEW_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,14 @@ class Driver:
         while True:
             outcome: TrainOutcome | None = None
             with ExitStack() as stack:
-                gang, config = self._gang(stack, again=recovery is not None)
+                try:
+                    gang, config = self._gang(stack, again=recovery is not None)
+                except TrainersNotUp as error:
+                    # At first it is for a person to look at; later the cluster may be in motion.
+                    if recovery is None:
+                        raise
+                    start, recovery = self._after(Fault.now(error, recovery.failed_step))
+                    continue
                 job = self._job(config, gang, start, recovery)
                 watch = Watch(gang, job, config.recovery, self._stop, self._tell)
                 try:
@@ -144,9 +154,31 @@ class Driver:
         weights = self._plan.weights
         if start.checkpoint is not None:
             weights = read_key_weights(start.checkpoint)
-        self._serving.renew(start, weights)
-        self._stop.check()
+        self._renew(start, weights)
         return start, recovery
+
+    def _renew(self, start: Start, weights: dict[str, Tensor]) -> None:
+        """Give the memory its keys; shards of a node that was lost may come back only later.
+
+        Raises:
+            TrainingError: they cannot be made.
+        """
+        deadline = time.monotonic() + self._plan.config.recovery.wait_for_nodes_s
+        while True:
+            self._stop.check()
+            try:
+                self._serving.renew(start, weights)
+            except MemoryServerError as error:
+                if time.monotonic() < deadline:
+                    self._tell(f"the memory has no keys yet: {first_line(error)}; trying again ...")
+                    time.sleep(_RENEW_EVERY_S)
+                    continue
+                raise TrainingError(
+                    f"the memory could not be given the keys of step {start.state.encoder_step}: "
+                    f"{first_line(error)}; {_kept(self._plan.run_dir)}"
+                ) from error
+            self._stop.check()
+            return
 
     def _restart_point(self) -> Start:
         plan = self._plan
@@ -221,9 +253,8 @@ class Driver:
     def _given_up(self, fault: Fault) -> TrainingError:
         tried = self._restarts.count - 1
         times = f" after {tried} restarts in vain" if tried else ""
-        last = latest_checkpoint(self._plan.run_dir)
-        advice = f"go on from {last.name} with --resume" if last else "no checkpoint was due yet"
-        error = TrainingError(f"training failed{times}: {first_line(fault.failure)}; {advice}")
+        kept = _kept(self._plan.run_dir)
+        error = TrainingError(f"training failed{times}: {first_line(fault.failure)}; {kept}")
         error.__cause__ = fault.failure
         return error
 
@@ -242,6 +273,9 @@ def explained(failure: Exception, run_dir: Path, *, trained: bool) -> Exception:
             f"the evaluation failed: {reason}; training is complete and its model is "
             f"{run_dir / MODEL}: evaluate it again with --resume"
         )
+    return TrainingError(f"training failed: {reason}; {_kept(run_dir)}")
+
+
+def _kept(run_dir: Path) -> str:
     last = latest_checkpoint(run_dir)
-    advice = f"go on from {last.name} with --resume" if last else "no checkpoint was due yet"
-    return TrainingError(f"training failed: {reason}; {advice}")
+    return f"go on from {last.name} with --resume" if last else "no checkpoint was due yet"

@@ -9,6 +9,10 @@ class NoRoom(LaunchError):
     """The cluster has too few free CPUs or GPUs for now."""
 
 
+class TrainersNotUp(LaunchError):
+    """Trainers were given room, but their processes did not come up."""
+
+
 class GraceOver(Exception):
     """A run that was asked to end did not write its checkpoint in the time that it had."""
 

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.errors import LaunchError, NoRoom
+from cluster.errors import NoRoom, TrainersNotUp
 from cluster.recovery import TrainerDied
 from trainer.control import Control, Polled
 from trainer.final import evaluate_run
@@ -75,7 +75,7 @@ class Gang:
                 [actor.rendezvous.remote() for actor in actors], timeout=_READY_TIMEOUT_S
             )
         except (RayActorError, ray.exceptions.GetTimeoutError) as error:
-            raise LaunchError(
+            raise TrainersNotUp(
                 f"the trainers' processes were not up within {_READY_TIMEOUT_S:g} s "
                 f"({type(error).__name__}); see Ray's logs of their nodes"
             ) from error
@@ -123,7 +123,7 @@ def trainer_gang(
         timeout_s: how long to wait for room.
 
     Raises:
-        NoRoom: the cluster cannot place them. LaunchError: their processes do not come up.
+        NoRoom: the cluster cannot place them. TrainersNotUp: their processes do not come up.
     """
     bundle = {"CPU": float(runtime.threads_per_trainer), **({"GPU": 1.0} if on_gpu else {})}
     group = placement_group([bundle] * runtime.trainers, strategy="PACK")
