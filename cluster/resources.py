@@ -10,6 +10,13 @@ from cluster.config import PretrainConfig
 from cluster.errors import LaunchError
 from trainer.settings import ConfigError
 
+NODE_SHARE = 0.001  # of a node's custom resource: it marks the node, and is not used up
+
+
+def on_nodes_with(name: str) -> dict[str, float]:
+    """What an actor reserves beside CPUs and GPUs to run only where this resource is."""
+    return {name: NODE_SHARE} if name else {}
+
 
 def local_gpus() -> int:
     """CUDA GPUs that torch sees on this machine."""
@@ -83,6 +90,16 @@ def check_cluster(config: PretrainConfig, device: str, resources: Mapping[str, f
         ConfigError: too few GPUs. LaunchError: too few CPUs.
     """
     check_gpus(config, device, int(resources.get("GPU", 0)))
+    places = {
+        "runtime.node_resource": config.runtime.node_resource,
+        "memory.node_resource": "" if config.memory.server else config.memory.node_resource,
+    }
+    for key, name in places.items():
+        if name and resources.get(name, 0.0) <= 0:
+            raise LaunchError(
+                f'{key} = "{name}": no node of the cluster has it; start some with '
+                f"`ray start --resources='{{\"{name}\": 1}}'`, or leave {key} empty"
+            )
     cpus = int(resources.get("CPU", 0))
     if cpus_needed(config) > cpus:
         raise LaunchError(

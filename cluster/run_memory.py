@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cluster import checks
 from cluster.config import PretrainConfig
+from cluster.resources import on_nodes_with
 from cluster.starting import Start
 from memory_server.actors.client import RayMemory
 from memory_server.actors.names import Layout
@@ -142,6 +143,7 @@ def _started(
         cpus_per_shard=float(settings.threads_per_shard),
         threads_per_shard=settings.threads_per_shard,
         gpus_per_shard=settings.gpus_per_shard,
+        resources_per_shard=on_nodes_with(settings.node_resource),
         # A Ray that is started for this run alone talks to nobody else.
         host="127.0.0.1" if config.cluster.address == "local" else None,
         # In the run's directory, so that a run that is killed leaves nothing in the store.

@@ -38,6 +38,7 @@ _MAY_CHANGE: dict[str, frozenset[str]] = {
             "shards",
             "replicas",
             "placement",
+            "node_resource",
             "on_lost_shard",
             "deadline_s",
             "threads_per_shard",
@@ -50,6 +51,7 @@ _MAY_CHANGE: dict[str, frozenset[str]] = {
         {
             "device",
             "threads_per_trainer",
+            "node_resource",
             "trainers",
             "zero_stage",
             "micro_batch_size",

@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.errors import NoRoom, TrainersNotUp
 from cluster.recovery import TrainerDied
+from cluster.resources import on_nodes_with
 from trainer.control import Control, Polled
 from trainer.final import evaluate_run
 from trainer.job import TrainJob, TrainOutcome
@@ -125,7 +126,12 @@ def trainer_gang(
     Raises:
         NoRoom: the cluster cannot place them. TrainersNotUp: their processes do not come up.
     """
-    bundle = {"CPU": float(runtime.threads_per_trainer), **({"GPU": 1.0} if on_gpu else {})}
+    place = on_nodes_with(runtime.node_resource)
+    bundle = {
+        "CPU": float(runtime.threads_per_trainer),
+        **({"GPU": 1.0} if on_gpu else {}),
+        **place,
+    }
     group = placement_group([bundle] * runtime.trainers, strategy="PACK")
     actors: list[Any] = []
     try:
@@ -149,6 +155,7 @@ def trainer_gang(
             host.options(
                 num_cpus=bundle["CPU"],
                 num_gpus=bundle.get("GPU", 0.0),
+                resources=place or None,
                 max_restarts=0,
                 runtime_env={"env_vars": environment},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(

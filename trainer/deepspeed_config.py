@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.deepspeed_json import check_keys, check_supported
-from trainer.settings import NVME_NEEDS, ConfigError, TrainSettings
+from trainer.settings import ConfigError, TrainSettings
+from trainer.settings_runtime import NVME_NEEDS
 
 # What the run's own settings decide: the engine, the schedule and the checkpoints rely on them.
 _DECIDED = {

@@ -139,6 +139,11 @@ class MemorySettings:
     placement: Literal["spread", "pack"] = documented(
         "spread", "Shards on as many nodes as there are, or on as few as hold them."
     )
+    node_resource: str = documented(
+        "",
+        "Custom resource of Ray that a node must have to hold shards, as those started with "
+        '`ray start --resources=\'{"memory": 1}\'` have "memory"; empty: any node.',
+    )
     index: str = documented(
         "flat",
         "Index of a shard: flat (exact), a preset (ivf, pq), or a FAISS factory string such as "

@@ -9,7 +9,14 @@ import pytest
 from cluster.config import PretrainConfig, config_from_mapping, load_config
 from cluster.errors import LaunchError
 from cluster.presets import preset
-from cluster.resources import check_cluster, check_gpus, choose_device, cpus_needed, gpus_needed
+from cluster.resources import (
+    check_cluster,
+    check_gpus,
+    choose_device,
+    cpus_needed,
+    gpus_needed,
+    on_nodes_with,
+)
 from trainer.settings import ConfigError
 
 
@@ -50,6 +57,19 @@ def test_a_joined_cluster_with_too_few_cpus_is_refused() -> None:
     check_cluster(wanted, "cpu", {"CPU": 10.0})
     with pytest.raises(LaunchError, match=re.escape("needs 10 CPUs (2 trainers of 3, 2 shards")):
         check_cluster(wanted, "cpu", {"CPU": 9.0})
+
+
+@pytest.mark.parametrize("section", ["runtime", "memory"])
+def test_nodes_that_are_named_must_be_there(section: str) -> None:
+    wanted = config(f"{section}.node_resource=apart")
+    check_cluster(wanted, "cpu", {"CPU": 99.0, "apart": 2.0})
+    says = f"{section}.node_resource = .apart.: no node of the cluster has it; start some with"
+    with pytest.raises(LaunchError, match=says):
+        check_cluster(wanted, "cpu", {"CPU": 99.0})
+    elsewhere = config("memory.node_resource=apart", "memory.server=wiki")
+    check_cluster(elsewhere, "cpu", {"CPU": 99.0})  # a server's shards are placed already
+    assert on_nodes_with("apart") == {"apart": 0.001}
+    assert on_nodes_with("") == {}
 
 
 def test_the_papers_recipe_fits_the_papers_machine() -> None:

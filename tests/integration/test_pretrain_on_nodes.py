@@ -34,8 +34,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     made = Cluster(initialize_head=True, head_node_args=head)
     try:
-        made.add_node(**NODE)
-        made.add_node(**NODE)
+        made.add_node(**NODE, resources={"memory_node": 1})
+        made.add_node(**NODE, resources={"trainer_node": 1})
         ray.init(address=made.address, logging_level="error", log_to_driver=False)
         made.wait_for_nodes()
         yield made
@@ -63,7 +63,8 @@ def test_a_lost_node_is_waited_for_and_training_goes_on(cluster: Any, tmp_path: 
     config = write_config(tmp_path, make_corpus(tmp_path))
     words = [
         f"cluster.address={cluster.address}",
-        "memory.placement=pack",
+        "memory.node_resource=memory_node",
+        "runtime.node_resource=trainer_node",
         f"optim.steps={STEPS}",
         "checkpoint.every_steps=10",
     ]
@@ -71,7 +72,7 @@ def test_a_lost_node_is_waited_for_and_training_goes_on(cluster: Any, tmp_path: 
         run.wait_for_checkpoint_after(0)
         cluster.remove_node(node_of_trainers(cluster), allow_graceful=False)
         run.wait_until(lambda: "starting again from step-" in run.said(), what="the loss, told")
-        cluster.add_node(**NODE)
+        cluster.add_node(**NODE, resources={"trainer_node": 1})
         ended = run.end()
     assert ended.code == 0, ended.stderr
     (restart,) = read_lines(run.run_dir, "restart")
