@@ -22,7 +22,7 @@ NODE = {"num_cpus": 2, "object_store_memory": STORE_BYTES}
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def cluster() -> Iterator[Any]:
     """A head without CPUs, and two nodes: one for the shards and one for the trainers."""
     head = {
         "num_cpus": 0,
@@ -30,8 +30,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "include_dashboard": False,
         "_system_config": QUICK,
     }
-    # Ray's helper for several nodes on one machine starts them without a token.
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     made = Cluster(initialize_head=True, head_node_args=head)
     try:
         made.add_node(**NODE, resources={"memory_node": 1})
