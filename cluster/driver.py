@@ -140,6 +140,8 @@ class Driver:
         Raises:
             TrainingError: it happened too often.
         """
+        # Whoever takes the machine away may have ended trainers first.
+        self._stop.check()
         saved = self._saved_step()
         if not self._restarts.allow(saved_step=saved):
             raise self._given_up(fault)

@@ -101,56 +101,63 @@ def run_task(
     tell = say or to_stderr
     # The run has a progress line of its own.
     disable_progress_bar()
-    # Of a cluster that is joined later nothing is known yet.
-    on_gpu = config.runtime.device != "cpu"
-    if config.cluster.address == "local":
-        gpus = resources.local_gpus()
-        device = resources.choose_device(config, gpus)
-        resources.check_gpus(config, device, gpus)
-        on_gpu = device == "cuda"
-    shape = checks.check_model(config, source)
-    checks.check_engine(config, on_gpu=on_gpu)
-    run_dir = Path(config.run.dir).resolve()
-    start = find_start(
-        config,
-        run_dir,
-        resume=resume,
-        content=first_content,
-        fingerprint=source.fingerprint,
-        contents=False,
-    )
-    checks.check_memory(config, source, start.state.content_version)
-    # Built before the run directory is touched: model.init_from may be refused.
-    model = build_model(shape, seed=config.run.seed, init_from=config.model.init_from)
-    with run_lock(run_dir):
-        # Found again: another driver may have ended meanwhile.
+    with stop_on_signals(requeue=True) as stop:
+        # Of a cluster that is joined later nothing is known yet.
+        on_gpu = config.runtime.device != "cpu"
+        if config.cluster.address == "local":
+            gpus = resources.local_gpus()
+            device = resources.choose_device(config, gpus)
+            resources.check_gpus(config, device, gpus)
+            on_gpu = device == "cuda"
+        shape = checks.check_model(config, source)
+        checks.check_engine(config, on_gpu=on_gpu)
+        run_dir = Path(config.run.dir).resolve()
         start = find_start(
             config,
             run_dir,
             resume=resume,
             content=first_content,
             fingerprint=source.fingerprint,
+            contents=False,
         )
-        for note in start.notes:
-            tell(note)
-        weights = (
-            model.key_weights() if start.checkpoint is None else read_key_weights(start.checkpoint)
-        )
-        task = make_task(start.state.content_version)
-        plan = RunPlan(
-            config=config,
-            source=source,
-            task=task,
-            shape=shape,
-            first=start,
-            weights=weights,
-            run_dir=run_dir,
-        )
-        return _run(plan, tell, notes, after)
+        checks.check_memory(config, source, start.state.content_version)
+        # Built before the run directory is touched: model.init_from may be refused.
+        model = build_model(shape, seed=config.run.seed, init_from=config.model.init_from)
+        with run_lock(run_dir):
+            # Found again: another driver may have ended meanwhile.
+            start = find_start(
+                config,
+                run_dir,
+                resume=resume,
+                content=first_content,
+                fingerprint=source.fingerprint,
+            )
+            for note in start.notes:
+                tell(note)
+            weights = (
+                model.key_weights()
+                if start.checkpoint is None
+                else read_key_weights(start.checkpoint)
+            )
+            task = make_task(start.state.content_version)
+            plan = RunPlan(
+                config=config,
+                source=source,
+                task=task,
+                shape=shape,
+                first=start,
+                weights=weights,
+                run_dir=run_dir,
+            )
+            return _run(plan, stop, tell, notes, after)
 
 
 def _run(
-    plan: RunPlan, tell: Say, notes: dict[str, str] | None, after: AfterTraining | None
+    plan: RunPlan,
+    stop: Stop,
+    tell: Say,
+    notes: dict[str, str] | None,
+    after: AfterTraining | None,
 ) -> int:
     config, run_dir = plan.config, plan.run_dir
     if plan.first.checkpoint is None:
@@ -158,26 +165,25 @@ def _run(
     write_text(run_dir / CONFIG_FILE, config.to_toml())
     if notes:
         write_json(run_dir / "notes.json", notes)
-    with stop_on_signals(requeue=True) as stop:
-        try:
-            with _ray_and_memory(plan, stop) as (serving, device):
-                tell(_opening(config, serving.memory, plan.first, device))
-                ended = Driver(plan, serving, device, stop=stop, tell=tell).run(after)
-            outcome = ended.outcome
-            if ended.evaluation is None:
-                tell(
-                    f"stopped at step {outcome.step}; {outcome.checkpoint} is committed: go on "
-                    "with --resume"
-                )
-                return stop.exit_code()
-            for line in (*describe_evaluation(ended.evaluation), *ended.lines):
-                tell(line)
-        except KeyboardInterrupt:
-            tell(f"interrupted; {_kept(run_dir)}")
+    try:
+        with _ray_and_memory(plan, stop) as (serving, device):
+            tell(_opening(config, serving.memory, plan.first, device))
+            ended = Driver(plan, serving, device, stop=stop, tell=tell).run(after)
+        outcome = ended.outcome
+        if ended.evaluation is None:
+            tell(
+                f"stopped at step {outcome.step}; {outcome.checkpoint} is committed: go on "
+                "with --resume"
+            )
             return stop.exit_code()
-        except GraceOver as error:
-            tell(f"{error}; {_kept(run_dir)}")
-            return stop.exit_code()
+        for line in (*describe_evaluation(ended.evaluation), *ended.lines):
+            tell(line)
+    except KeyboardInterrupt:
+        tell(f"interrupted; {_kept(run_dir)}")
+        return stop.exit_code()
+    except GraceOver as error:
+        tell(f"{error}; {_kept(run_dir)}")
+        return stop.exit_code()
     tell(f"model: {run_dir / MODEL}")
     tell(f"report: {write_report(run_dir)}")
     return 0

@@ -42,6 +42,11 @@ def may_be_repeated(failure: Exception) -> bool:
         return True
     if isinstance(failure, TrainingError | ConfigError):
         return False
+    return is_lost_peer(failure)
+
+
+def is_lost_peer(failure: Exception) -> bool:
+    """Whether a collective says that another rank is gone: that rank knows more."""
     text = str(failure)
     return isinstance(failure, RuntimeError) and any(word in text for word in _LOST_PEER)
 

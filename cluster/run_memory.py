@@ -16,13 +16,12 @@ from cluster.resources import on_nodes_with
 from cluster.starting import Start
 from memory_server.actors.client import RayMemory
 from memory_server.actors.names import Layout
-from memory_server.api import EpochPin
 from memory_server.errors import UnknownEpoch
+from memory_server.kept_pin import KeptPin
 from model import KeyEncoderFactory, PlugLMConfig
 from trainer.settings import ConfigError
 
 _SEAL_TIMEOUT_S = 24 * 3600.0
-_TRAINERS_START_S = 300.0
 
 
 class RunMemory:
@@ -38,7 +37,7 @@ class RunMemory:
         self.memory, self._own = memory, own
         self.epoch = memory.info().epoch
         self.content_version = _content_of(memory, self.epoch)
-        self._pin: EpochPin | None = None
+        self._pin: KeptPin | None = None
 
     def renew(self, start: Start, weights: dict[str, Tensor]) -> None:
         """Make the keys of these weights live, pinned until trainers pin them. Blocks.
@@ -57,8 +56,8 @@ class RunMemory:
         )
         memory.wait_sealed(staged, _SEAL_TIMEOUT_S)
         self.epoch = memory.activate(staged)
-        # Others may switch and release epochs; until the trainers pin it themselves, this holds it.
-        pin = memory.pin(self.epoch, lease_s=_TRAINERS_START_S)
+        # Others may switch and release epochs; trainers pin it themselves only when they are up.
+        pin = KeptPin(memory, self.epoch)
         self.unpin()
         self._pin, self.content_version = pin, _content_of(memory, self.epoch)
         # Of trainers that died, an epoch may be left that nobody waits for any more.

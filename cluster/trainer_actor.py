@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.errors import NoRoom, TrainersNotUp
-from cluster.recovery import TrainerDied
+from cluster.recovery import TrainerDied, is_lost_peer
 from cluster.resources import on_nodes_with
 from trainer.control import Control, Polled
 from trainer.final import evaluate_run
@@ -70,12 +70,13 @@ class Gang:
 
     def __init__(self, actors: list[Any]) -> None:
         self.actors = actors
+        self._polling: Any = None
         try:
             # Asked of all, so that a worker that cannot start is noticed here.
             meetings: list[str] = ray.get(
                 [actor.rendezvous.remote() for actor in actors], timeout=_READY_TIMEOUT_S
             )
-        except (RayActorError, ray.exceptions.GetTimeoutError) as error:
+        except RayError as error:
             raise TrainersNotUp(
                 f"the trainers' processes were not up within {_READY_TIMEOUT_S:g} s "
                 f"({type(error).__name__}); see Ray's logs of their nodes"
@@ -88,12 +89,16 @@ class Gang:
 
     def poll(self) -> Polled | None:
         """Rank 0's newest numbers and messages; None when it does not answer."""
+        if self._polling is None:
+            self._polling = self.actors[0].poll.options(concurrency_group="control").remote()
         try:
-            polled: Polled = ray.get(
-                self.actors[0].poll.options(concurrency_group="control").remote(), timeout=_ANSWER_S
-            )
-        except (RayActorError, ray.exceptions.GetTimeoutError):
+            polled: Polled = ray.get(self._polling, timeout=_ANSWER_S)
+        except GetTimeoutError:
+            return None  # the answer, with its messages, is waited for by the next call
+        except RayError:
+            self._polling = None
             return None
+        self._polling = None
         return polled
 
     def silent(self) -> list[int]:
@@ -195,7 +200,7 @@ def first_failure(references: list[Any], *, grace_s: float = 5.0) -> Exception |
             ray.get(reference)
         except RayTaskError as error:
             failures.append(_cause(error))
-        except RayActorError as error:
+        except RayError as error:  # its process or node is gone, by whatever name
             died = TrainerDied(rank)
             died.__cause__ = error
             failures.append(died)
@@ -205,8 +210,7 @@ def first_failure(references: list[Any], *, grace_s: float = 5.0) -> Exception |
 def _distance_from_root(failure: Exception) -> int:
     if isinstance(failure, TrainerDied):
         return 0
-    # torch.distributed's errors are of this class; a rank's own seldom are.
-    return 2 if isinstance(failure, RuntimeError) else 1
+    return 2 if is_lost_peer(failure) else 1
 
 
 def _cause(error: RayTaskError) -> Exception:

@@ -73,9 +73,15 @@ class Watch:
     def until_evaluated(self) -> dict[str, Any]:
         """Have rank 0 evaluate what was trained. Raises what that raised."""
         reference = self._gang.evaluate(self._job)
+        answered = time.monotonic()
         while True:
             ready, waiting = ray.wait([reference], timeout=_POLL_S)
             self._stop.check()
+            now = time.monotonic()
+            if self._gang.poll() is not None:
+                answered = now
+            elif waiting and now - answered > self._recovery.stall_timeout_s:
+                raise TrainersStalled(now - answered, self._gang.silent())
             if waiting:
                 continue
             failure = first_failure(ready)

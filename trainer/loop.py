@@ -127,6 +127,7 @@ class _Run:
             record=self._record,
             saved_step=start.step if job.checkpoint is not None else -1,
             corpus_fingerprint=start.corpus_fingerprint,
+            beat=control.beat,
         )
         self.skipped = SkippedSteps(
             self.engine,
@@ -359,6 +360,7 @@ class _Run:
         batches = self.job.task.heldout(self.settings, rank=self.rank, world_size=world_size)
 
         def search_for(batch: TrainBatch) -> MemoryLookup:
+            self.control.beat()
             out_B = torch.full_like(batch.doc_ids, self._always_excludes, dtype=torch.bool)
             return self._search(batch, out_B)
 

@@ -36,6 +36,7 @@ class CheckpointSaver:
         saved_step: int,
         corpus_fingerprint: str = "",
         patience_s: float = 60.0,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         """Nothing is written yet.
 
@@ -48,10 +49,11 @@ class CheckpointSaver:
             saved_step: of the checkpoint that the run was resumed from; -1: none.
             corpus_fingerprint: of the corpus that is trained on.
             patience_s: how long rank 0 looks for what the other ranks wrote.
+            beat: called between the parts of the work, to show that it goes on.
         """
         self._run_dir, self._settings, self._config = run_dir, settings, resolved_config
         self._rank, self._engine, self._follower = rank, engine, follower
-        self._record, self._patience_s = record, patience_s
+        self._record, self._patience_s, self._beat = record, patience_s, beat
         self._corpus_fingerprint = corpus_fingerprint
         self.saved_step = saved_step
 
@@ -126,6 +128,7 @@ class CheckpointSaver:
 
     def _together(self, step: int, write: Callable[[], object]) -> None:
         """Write, and fail on every rank with the same reason if that failed on one; collective."""
+        self._beat()
         failure: Exception | None = None
         reason: str | None = None
         try:

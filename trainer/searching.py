@@ -42,7 +42,9 @@ class MemoryLookup:
             note: is shown every answer.
         """
         self._memory, self._k, self._epoch = memory, k, epoch
-        self._exclude, self._pool = exclude_doc_ids, pool
+        # On the host: a search in the background must not wait for what the device does meanwhile.
+        self._exclude = None if exclude_doc_ids is None else exclude_doc_ids.cpu()
+        self._pool = pool
         self._waiting, self._note = waiting, note
         self._row = 0
 

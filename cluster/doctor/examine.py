@@ -14,12 +14,21 @@ import torch
 from cluster import checks, resources
 from cluster.config import ClusterConfig, PretrainConfig
 from cluster.doctor.facts import NodeFacts, read_facts
-from cluster.doctor.findings import Finding, of_clocks, of_machines, of_paths, of_versions
+from cluster.doctor.findings import (
+    Finding,
+    Places,
+    of_clocks,
+    of_machines,
+    of_paths,
+    of_versions,
+)
 from cluster.doctor.reduce import all_reduce
 from cluster.errors import LaunchError
 from cluster.ray_session import ray_session
+from cluster.recovery import first_line
 from memory_server.errors import MemoryServerError
 from trainer.build import count_parameters
+from trainer.checkpoint import committed_checkpoints
 from trainer.corpus.errors import CorpusError
 from trainer.settings import ConfigError
 
@@ -40,23 +49,29 @@ def examine(
         nodes: that the cluster is to have; waited for up to `wait_s` seconds.
     """
     needed: dict[str, int] = {}
+    read_only: set[str] = set()
     if config is not None:
-        yield from _of_run(config, needed)
-    directories = list(needed)
-    with _tokens(directories) as token:
+        yield from _of_run(config, needed, read_only)
+    with _tokens(list(needed)) as token:
+        places = Places(needed=needed, read_only=frozenset(read_only), token=token)
         if not address:
-            yield from _of_nodes([read_facts(directories, token_name=token)], token, needed)
+            facts = read_facts(places.paths, token_name=token)
+            yield from _of_nodes([facts], places)
         else:
-            yield from _of_cluster(config, address, nodes, wait_s, token, needed)
+            yield from _of_cluster(config, address, nodes, wait_s, places)
     yield all_reduce("gloo")
     if torch.cuda.is_available() and torch.cuda.device_count() > 1:
         yield all_reduce("nccl")
 
 
-def _of_run(config: PretrainConfig, needed: dict[str, int]) -> Iterator[Finding]:
-    """Whether corpus, memory and model fit; notes what the run will write where."""
-    run_dir = str(Path(config.run.dir).expanduser().resolve())
-    needed[run_dir] = 0
+def _of_run(
+    config: PretrainConfig, needed: dict[str, int], read_only: set[str]
+) -> Iterator[Finding]:
+    """Whether corpus, memory and model fit; notes what the run will write where, and read."""
+    run_dir = Path(config.run.dir).expanduser().resolve()
+    # What is there already is where it will be made.
+    place = str(next(p for p in (run_dir, *run_dir.parents) if p.is_dir()))
+    needed[place] = 0
     try:
         source = checks.corpus_source(config)
         shape = checks.check_model(config, source)
@@ -65,18 +80,19 @@ def _of_run(config: PretrainConfig, needed: dict[str, int]) -> Iterator[Finding]
         yield Finding(grade="problem", what=str(error), fix="a run would be refused with this")
         return
     weights = count_parameters(shape)
-    # One more than are kept is on the disk while it is written.
-    needed[run_dir] = weights * _CHECKPOINT_BYTES_PER_WEIGHT * (config.checkpoint.keep + 1)
-    needed[str(Path(config.data.corpus).expanduser().resolve())] = 0
+    # One more than are kept is on the disk while it is written; what a run left is there already.
+    more = max(1, config.checkpoint.keep + 1 - len(committed_checkpoints(run_dir)))
+    needed[place] = weights * _CHECKPOINT_BYTES_PER_WEIGHT * more
+    read_only.update(str(path.resolve()) for path in (Path(config.data.corpus), source.store))
     yield Finding(
         grade="ok", what=f"the configuration fits its corpus: {weights / 1e6:,.1f} million weights"
     )
 
 
-def _of_nodes(nodes: Sequence[NodeFacts], token: str, needed: dict[str, int]) -> Iterator[Finding]:
+def _of_nodes(nodes: Sequence[NodeFacts], places: Places) -> Iterator[Finding]:
     yield from of_machines(nodes)
     yield from of_versions(nodes)
-    yield from of_paths(nodes, token, needed=needed)
+    yield from of_paths(nodes, places)
 
 
 def _of_cluster(
@@ -84,8 +100,7 @@ def _of_cluster(
     address: str,
     nodes: int,
     wait_s: float,
-    token: str,
-    needed: dict[str, int],
+    places: Places,
 ) -> Iterator[Finding]:
     import ray
 
@@ -99,8 +114,14 @@ def _of_cluster(
                     what=f"{len(alive)} Ray nodes after {wait_s:g} s, {nodes} were to be there",
                     fix="look at the logs of the others (`ray status`, /tmp/ray/session_latest)",
                 )
-            facts, clocks = _ask(alive, list(needed), token)
-            silent = len(alive) - len(facts)
+            facts, clocks, failed = _ask(alive, places.paths, places.token)
+            for node_id, reason in failed.items():
+                yield Finding(
+                    grade="problem",
+                    what=f"node {node_id[:12]} could not look at itself: {reason}",
+                    fix="give it the same environment as the others, with this project in it",
+                )
+            silent = len(alive) - len(facts) - len(failed)
             if silent:
                 yield Finding(
                     grade="problem",
@@ -109,7 +130,7 @@ def _of_cluster(
                 )
             if facts:
                 yield from of_clocks(facts, clocks)
-                yield from _of_nodes(facts, token, needed)
+                yield from _of_nodes(facts, places)
             if config is not None:
                 yield _of_resources(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
     except LaunchError as error:
@@ -160,27 +181,33 @@ def _wait_for_nodes(count: int, deadline: float) -> list[str]:
 
 def _ask(
     node_ids: Sequence[str], directories: list[str], token: str
-) -> tuple[list[NodeFacts], list[float]]:
-    """What every node says, and when it said so; those that do not answer are left out."""
+) -> tuple[list[NodeFacts], list[float], dict[str, str]]:
+    """What every node says, and when it said so; why a node failed. The silent are left out."""
     import ray
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task: Any = ray.remote(num_cpus=0, max_retries=0)(read_facts)
-    asked = [
+    node_of = {
         task.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
-        ).remote(directories, token_name=token, node_id=node_id)
+        ).remote(directories, token_name=token, node_id=node_id): node_id
         for node_id in node_ids
-    ]
-    facts, clocks = [], []
+    }
+    asked = list(node_of)
+    facts, clocks, failed = [], [], {}
     deadline = time.monotonic() + _FACTS_TIMEOUT_S
     while asked and (left := deadline - time.monotonic()) > 0:
         ready, asked = ray.wait(asked, timeout=left)
         at = time.time()
         for reference in ready:
-            facts.append(ray.get(reference))
-            clocks.append(at)
-    return facts, clocks
+            try:
+                facts.append(ray.get(reference))
+                clocks.append(at)
+            except RayError as error:
+                cause = getattr(error, "cause", None) or error
+                failed[node_of[reference]] = f"{type(cause).__name__}: {first_line(cause)}"
+    return facts, clocks, failed
 
 
 @contextmanager

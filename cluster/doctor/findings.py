@@ -91,20 +91,39 @@ def of_clocks(nodes: Sequence[NodeFacts], asked: Sequence[float]) -> Iterator[Fi
     )
 
 
-def of_paths(
-    nodes: Sequence[NodeFacts], token: str, *, needed: Mapping[str, int]
-) -> Iterator[Finding]:
-    """What a run writes to must be one place for all nodes, with room.
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Directories of a run.
 
-    Args:
-        token: that this node wrote into each path; empty: it could not.
-        needed: bytes that will be written to a path.
+    Attributes:
+        needed: bytes that will be written to a directory. read_only: directories that it reads.
+        token: that this node wrote into each of `needed`; empty: it could not.
     """
+
+    needed: Mapping[str, int]
+    read_only: frozenset[str] = frozenset()
+    token: str = ""
+
+    @property
+    def paths(self) -> list[str]:
+        return [*self.needed, *sorted(self.read_only - set(self.needed))]
+
+
+def of_paths(nodes: Sequence[NodeFacts], places: Places) -> Iterator[Finding]:
+    """What a run writes to must be one place for all nodes, with room; what it reads be there."""
     for at, here in enumerate(nodes[0].paths):
         path, views = here.path, [node.paths[at] for node in nodes]
-        blind = [n.host for n, v in zip(nodes, views, strict=True) if token and v.token != token]
-        unwritable = [n.host for n, v in zip(nodes, views, strict=True) if not v.writable]
-        free = min(view.free_bytes for view in views)
+        seen = list(zip(nodes, views, strict=True))
+        if path not in places.needed:
+            absent = [node.host for node, view in seen if not view.exists]
+            if absent:
+                yield _unseen(f"{path}: not there on {', '.join(absent[:4])}")
+            else:
+                yield Finding(grade="ok", what=f"{path}: there on {_nodes(nodes)}")
+            continue
+        blind = [n.host for n, view in seen if places.token and view.token != places.token]
+        unwritable = [node.host for node, view in seen if not view.writable]
+        free, wanted = min(view.free_bytes for view in views), places.needed[path]
         if unwritable:
             yield Finding(
                 grade="problem",
@@ -112,12 +131,7 @@ def of_paths(
                 fix="give this user the right to write there, or choose another directory",
             )
         if blind:
-            yield Finding(
-                grade="problem",
-                what=f"{path}: what one node writes, {', '.join(blind[:4])} does not see",
-                fix="put it on a filesystem that all nodes mount at this path",
-            )
-        wanted = needed.get(path, 0)
+            yield _unseen(f"{path}: what one node writes, {', '.join(blind[:4])} does not see")
         if free < wanted:
             yield Finding(
                 grade="problem",
@@ -125,8 +139,16 @@ def of_paths(
                 fix="make room, lower checkpoint.keep, or choose another run.dir",
             )
         if not unwritable and not blind and free >= wanted:
-            shared = f", one place for {_nodes(nodes)}" if token and len(nodes) > 1 else ""
+            shared = f", one place for {_nodes(nodes)}" if places.token and len(nodes) > 1 else ""
             yield Finding(grade="ok", what=f"{path}: {_gib(free)} free{shared}")
+
+
+def _unseen(what: str) -> Finding:
+    return Finding(
+        grade="problem",
+        what=what,
+        fix="put it on a filesystem that all nodes mount at this path",
+    )
 
 
 def of_machines(nodes: Sequence[NodeFacts]) -> Iterator[Finding]:

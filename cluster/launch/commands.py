@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 
 from cluster.errors import LaunchError
@@ -19,9 +20,11 @@ def ray_job_command(plan: LaunchPlan, *, address: str) -> str:
     """
     if not address.startswith(("http://", "https://")):
         raise LaunchError(f"address {address!r}: give the dashboard's, such as http://head:8265")
-    words = ["ray", "job", "submit", "--address", address, "--submission-id", plan.name]
-    # The driver only watches: it needs no CPU of the cluster.
-    words += ["--entrypoint-num-cpus", "0", "--no-wait", "--"]
+    words = ["ray", "job", "submit", "--address", address, "--no-wait"]
+    # The driver only watches: it needs no CPU of the cluster. `ray job stop` would leave it 3 s.
+    stop_s = int(plan.config.recovery.grace_s) + 30
+    environment = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(stop_s)}}
+    words += ["--entrypoint-num-cpus", "0", "--runtime-env-json", json.dumps(environment), "--"]
     inside = shlex.join(plan.command("cluster.address=auto"))
     return shlex.join([*words, "bash", "-c", f"cd {shlex.quote(str(plan.directory))} && {inside}"])
 

@@ -25,6 +25,11 @@ export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 RAY_AUTH_TOKEN="$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')"
 export RAY_AUTH_TOKEN
 
+# Slurm's warning before the time is over, and its order to go, are the run's to answer.
+run=""
+told=""
+trap 'told=yes; [ -z "$run" ] || kill -USR1 "$run" 2>/dev/null || true' USR1 TERM
+
 head="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)"
 port=$((20000 + SLURM_JOB_ID % 20000))
 ray_node=(ray start --block --num-cpus={cpus} --num-gpus={gpus} --disable-usage-stats)
@@ -41,9 +46,10 @@ fi
 # Everything is looked at before hours are spent.
 pluglm doctor {config} --address "$head:$port" --nodes {nodes} --wait 300
 
-# Slurm's warning before the time is over, and its order to go, are the run's to answer.
-run=""
-trap '[ -z "$run" ] || kill -USR1 "$run" 2>/dev/null || true' USR1 TERM
+if [ -n "$told" ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+  exit {requeue}
+fi
 {command} &
 run=$!
 while kill -0 "$run" 2>/dev/null; do

@@ -53,7 +53,7 @@ class Rescorer:
         few = self._queries_at_once(rows_BM)
         scores_BM = torch.cat(
             [
-                exact_inner_products(queries, self._exact_keys(rows.clamp(min=0)))
+                exact_inner_products(queries, self._exact_keys(rows))
                 for rows, queries in zip(rows_BM.split(few), queries_BQ.split(few), strict=True)
             ]
         )
@@ -67,8 +67,15 @@ class Rescorer:
         return max(1, GATHER_NUMBERS[self._device.type] // numbers)
 
     def _exact_keys(self, rows_BM: Tensor) -> Tensor:
+        """Of rows, float32 [B,M,Q]; whatever for -1."""
         if self._rows.keys.exact:
-            return self._rows.keys.gather(rows_BM)
+            return self._rows.keys.gather(rows_BM.clamp(min=0))
         assert self._rows.exact_keys is not None
-        unique, where = rows_BM.unique(return_inverse=True)
-        return self._rows.exact_keys(unique.cpu().numpy()).to(self._device)[where]
+        # Padding asks for nothing: row 0 may be a removed one, which has no exact key.
+        real_BM = rows_BM >= 0
+        keys_BMQ = torch.zeros(*rows_BM.shape, self._rows.keys.width, device=self._device)
+        unique, where = rows_BM[real_BM].unique(return_inverse=True)
+        if len(unique):
+            exact = self._rows.exact_keys(unique.cpu().numpy()).to(self._device)
+            keys_BMQ[real_BM] = exact[where]
+        return keys_BMQ

@@ -13,6 +13,7 @@ from cluster.cli import main
 from cluster.doctor.facts import FAISS, PACKAGES, NodeFacts, PathFacts, read_facts
 from cluster.doctor.findings import (
     Finding,
+    Places,
     of_clocks,
     of_machines,
     of_paths,
@@ -56,7 +57,7 @@ def test_equal_nodes_are_well() -> None:
     assert grades(of_versions(nodes)) == ["ok"]
     assert grades(of_machines(nodes)) == ["ok"]
     assert grades(of_clocks(nodes, [1000.4, 999.9])) == ["ok"]
-    assert grades(of_paths(nodes, "t", needed={"/runs": 1 << 30})) == ["ok"]
+    assert grades(of_paths(nodes, places(needed={"/runs": 1 << 30}))) == ["ok"]
 
 
 def test_other_versions_are_named_with_their_nodes() -> None:
@@ -85,16 +86,30 @@ def test_a_clock_that_is_off_is_named(off: float, grade: str) -> None:
     )
 
 
+def places(**options: object) -> Places:
+    given: dict[str, object] = {"needed": {"/runs": 0}, "token": "t", **options}
+    return Places(**given)  # type: ignore[arg-type]
+
+
 def test_directories_must_be_shared_writable_and_have_room() -> None:
     blind = node("b", paths=(replace(HERE, token=None),))
-    assert "b does not see" in one_bad(of_paths([node("a"), blind], "t", needed={}), "problem").what
+    bad = one_bad(of_paths([node("a"), blind], places()), "problem")
+    assert "b does not see" in bad.what
     closed = node("b", paths=(replace(HERE, writable=False),))
-    assert (
-        "not writable on b"
-        in one_bad(of_paths([node("a"), closed], "t", needed={}), "problem").what
-    )
-    full = of_paths([node("a")], "", needed={"/runs": 11 << 30})
+    bad = one_bad(of_paths([node("a"), closed], places()), "problem")
+    assert "not writable on b" in bad.what
+    full = of_paths([node("a")], places(needed={"/runs": 11 << 30}))
     assert "10.0 GiB free, the run's checkpoints take 11.0 GiB" in one_bad(full, "problem").what
+
+
+def test_what_is_only_read_needs_to_be_there_and_no_more() -> None:
+    corpus = PathFacts(path="/corpus", exists=True, writable=False, free_bytes=0)
+    read = places(needed={}, read_only=frozenset({"/corpus"}))
+    assert read.paths == ["/corpus"]
+    well = [node("a", paths=(corpus,)), node("b", paths=(corpus,))]
+    assert grades(of_paths(well, read)) == ["ok"]
+    absent = node("b", paths=(replace(corpus, exists=False),))
+    assert "not there on b" in one_bad(of_paths([well[0], absent], read), "problem").what
 
 
 def test_unlike_machines_and_small_shared_memory_are_a_warning() -> None:

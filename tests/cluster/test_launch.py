@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -268,6 +269,8 @@ def test_a_job_for_a_cluster_that_is_up(tmp_path: Path) -> None:
     )
     words = shlex.split(command)
     assert words[:5] == ["ray", "job", "submit", "--address", "http://h:8265"]
+    environment = words[words.index("--runtime-env-json") + 1]
+    assert json.loads(environment) == {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "90"}}
     inside = shlex.split(words[-1])
     assert inside[:3] == ["cd", str(tmp_path), "&&"]
     assert inside[3:5] == ["pluglm", "pretrain"]

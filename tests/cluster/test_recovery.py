@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.config import ConfigError, PretrainConfig, config_from_mapping
 from cluster.driver import explained
@@ -20,6 +21,7 @@ from cluster.recovery import (
     smaller_gangs,
 )
 from cluster.stop import REQUEUE, Stop, stop_on_signals
+from cluster.trainer_actor import _distance_from_root
 from memory_server.errors import NotEnoughMemory, ShardLost
 from trainer.errors import CheckpointError, TrainingError
 
@@ -46,6 +48,16 @@ def config_of(**sections: dict[str, object]) -> PretrainConfig:
 )
 def test_what_would_happen_again_is_not_tried_again(failure: Exception, expected: bool) -> None:
     assert may_be_repeated(failure) is expected
+
+
+def test_a_rank_that_knows_the_reason_comes_before_one_whose_peer_is_gone() -> None:
+    gone = RuntimeError("[gloo] Connection closed by peer")
+    memory = torch.OutOfMemoryError("CUDA out of memory")
+    assert min([gone, memory, ValueError()], key=_distance_from_root) is memory
+    assert min([gone, memory, TrainerDied(0)], key=_distance_from_root).args == (
+        str(TrainerDied(0)),
+    )
+    assert min([gone, gone], key=_distance_from_root) is gone
 
 
 def test_restarts_without_a_new_checkpoint_are_limited() -> None:
