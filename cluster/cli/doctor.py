@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.nodes > 1 and not options.address:
         raise UsageError("--nodes counts those of a cluster: give its --address, too")
+    if not 0 <= options.wait < math.inf:
+        raise UsageError(f"--wait {options.wait}: give seconds, 0 or more")
     config = None
     if options.config is not None:
         config = load_config(options.config, options.overrides)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+from cluster.config_text import is_host_and_port
 from cluster.errors import LaunchError
 from cluster.launch.plan import LaunchPlan
 
@@ -45,6 +46,8 @@ def torchrun_command(plan: LaunchPlan, *, address: str, rendezvous: str = "") ->
             "torchrun starts trainers only: name a server that runs (`pluglm memory serve`) with "
             "memory.server=NAME"
         )
+    if address != "auto" and not is_host_and_port(address):
+        raise LaunchError(f'address {address!r}: give "auto" or host:port, such as head:6379')
     if runtime.trainers % plan.nodes:
         raise LaunchError(
             f"runtime.trainers = {runtime.trainers}: must be a multiple of the {plan.nodes} nodes"

@@ -5,6 +5,7 @@ Fields are those of the operator's custom resources, ray.io/v1 of KubeRay 1.6.
 
 from __future__ import annotations
 
+import posixpath
 import shlex
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -46,7 +47,7 @@ def kuberay_manifests(
     if not image.strip() or not claim.strip():
         raise LaunchError("give an image, and a claim that all pods can write to")
     for key, path in (("run.dir", plan.config.run.dir), ("data.corpus", plan.config.data.corpus)):
-        if not path.startswith(f"{mount.rstrip('/')}/"):
+        if not posixpath.normpath(path).startswith(f"{posixpath.normpath(mount)}/"):
             raise LaunchError(
                 f"{key} = {path!r}: must lie below {mount}, where all pods see the claim {claim!r}"
             )

@@ -47,6 +47,8 @@ class LaunchPlan:
             raise LaunchError(
                 f"name {self.name!r}: give lower-case letters, digits and hyphens, at most 48"
             )
+        if self.gpus < 0:
+            raise LaunchError(f"gpus {self.gpus}: give 0 or more for each node")
         for line in self.setup:
             if "\n" in line:
                 raise LaunchError(f"setup {line!r}: give one line at a time")

@@ -183,6 +183,14 @@ def test_no_ray_at_the_address_is_a_problem_said_at_once(
     assert "-> start Ray there" in out
 
 
+@pytest.mark.parametrize("wait", ["nan", "-1", "inf"])
+def test_a_wait_that_would_never_end_is_refused(
+    wait: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", f"--wait={wait}"]) == 2
+    assert "give seconds" in capsys.readouterr().err
+
+
 def test_nodes_without_a_cluster_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--nodes", "2"]) == 2
     assert "give its --address" in capsys.readouterr().err

@@ -231,6 +231,9 @@ def test_a_cluster_alone_has_no_job(tmp_path: Path) -> None:
 def test_directories_that_pods_do_not_share_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="must lie below /mnt"):
         manifests(plan_of(tmp_path), mount="/mnt")
+    climbing = config_of(run={"dir": "/data/../etc"})
+    with pytest.raises(LaunchError, match="must lie below /data"):
+        manifests(plan_of(tmp_path, climbing))
     with pytest.raises(LaunchError, match="give an image"):
         manifests(plan_of(tmp_path), image=" ")
 
@@ -286,6 +289,8 @@ def test_torchrun_needs_a_server_and_a_place_to_meet(tmp_path: Path) -> None:
     words = shlex.split(torchrun_command(plan_of(tmp_path, served, nodes=1), address="auto"))
     assert words[:4] == ["torchrun", "--nproc-per-node", "4", "--standalone"]
     assert words[-1] == "cluster.address=auto"
+    with pytest.raises(LaunchError, match="address 'a b'"):
+        torchrun_command(plan_of(tmp_path, served, nodes=1), address="a b")
     two = plan_of(tmp_path, served, nodes=2)
     with pytest.raises(LaunchError, match="rendezvous"):
         torchrun_command(two, address="auto")
@@ -302,6 +307,7 @@ def test_torchrun_needs_a_server_and_a_place_to_meet(tmp_path: Path) -> None:
         ({"name": "Wiki run"}, "name 'Wiki run'"),
         ({"nodes": 1, "cpus": 1}, "needs 4 CPUs"),
         ({"setup": ["a\nb"]}, "one line at a time"),
+        ({"gpus": -1}, "gpus -1: give 0 or more"),
     ],
 )
 def test_what_could_never_start_is_refused(
