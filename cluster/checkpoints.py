@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.checks import corpus_fingerprint
+from cluster.checks import corpora_fingerprint
 from cluster.config import PretrainConfig
 from cluster.errors import LaunchError
 from cluster.starting import check_same_run
@@ -94,18 +94,18 @@ def problems(run_dir: Path, checkpoint: Path, config: PretrainConfig) -> list[st
     elif (run_dir / WORLD).is_dir():
         store = run_dir / WORLD / "memory"
     if state.corpus_fingerprint or store is None:
-        corpus = Path(config.data.corpus)
+        corpora = " + ".join(config.data.corpora)
         try:
-            info = load_corpus_info(corpus)
+            infos = [load_corpus_info(Path(corpus)) for corpus in config.data.corpora]
         except CorpusError as error:
             return [*found, str(error)]
-        given = corpus_fingerprint(info)
+        given = corpora_fingerprint(infos)
         if state.corpus_fingerprint not in ("", given):
             found.append(
-                f"data.corpus = {corpus} is another corpus (fingerprint {given}) than the "
+                f"data.corpus = {corpora} is another corpus (fingerprint {given}) than the "
                 f"checkpoint was trained on ({state.corpus_fingerprint})"
             )
-        store = store or info.memory_path
+        store = store or infos[0].memory_path
     return [*found, *_store_problems(store, state)]
 
 

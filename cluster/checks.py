@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from memory_server.store.store import Store
 from model import PlugLMConfig
 from trainer.build import model_config
 from trainer.corpus.info import COUNTS, CorpusInfo, load_corpus_info
+from trainer.data.order import MixedOrder
 from trainer.data.sequences import SequenceDataset
 from trainer.deepspeed_config import deepspeed_config
 from trainer.settings import ConfigError
@@ -41,29 +43,67 @@ class Source:
 
 
 def corpus_source(config: PretrainConfig) -> Source:
-    """Read the corpus that the config names.
+    """Read the corpora that the config names.
 
     Raises:
-        CorpusError, SequencesDamaged: it is missing, half-built, empty or damaged.
+        CorpusError, SequencesDamaged: one is missing, half-built, empty or damaged.
+        ConfigError: they do not fit each other, or the step.
     """
-    info = load_corpus_info(Path(config.data.corpus))
-    for folder in (info.sequences_path, info.heldout_path):
-        if folder == info.sequences_path or info.heldout_sequences:
-            SequenceDataset(folder)
-    if info.heldout_sequences == 0:
+    infos = [load_corpus_info(Path(corpus)) for corpus in config.data.corpora]
+    for info in infos:
+        SequenceDataset(info.sequences_path)
+        if info.heldout_sequences:
+            SequenceDataset(info.heldout_path)
+        if info.tokenizer_fingerprint != infos[0].tokenizer_fingerprint:
+            raise ConfigError(
+                f"data.more_corpora: {info.path} was tokenised by another tokenizer (fingerprint "
+                f"{info.tokenizer_fingerprint}) than {infos[0].path} "
+                f"({infos[0].tokenizer_fingerprint}); build it with --tokenizer "
+                f"{infos[0].tokenizer_path}"
+            )
+    if not any(info.heldout_sequences for info in infos):
         raise ConfigError(
             f"data.corpus = {config.data.corpus}: holds no held-out sequences to evaluate on; "
             "build it with a larger --heldout-fraction"
         )
+    if len(infos) > 1:
+        try:
+            MixedOrder([info.sequences for info in infos], config.data.weights, 0)
+        except ValueError as error:
+            raise ConfigError(f"data.weights: {error}") from error
+    first = infos[0]
+    longest = max(info.sequence_length for info in infos)
+    _check_batch_tokens(config, longest)
     return Source(
-        store=Path(config.memory.store) if config.memory.store else info.memory_path,
-        tokenizer=info.tokenizer_path,
-        tokenizer_fingerprint=info.tokenizer_fingerprint,
-        vocab_size=info.vocab_size,
-        pad_token_id=info.pad_token_id,
-        sequence_length=info.sequence_length,
-        fingerprint=corpus_fingerprint(info),
+        store=Path(config.memory.store) if config.memory.store else first.memory_path,
+        tokenizer=first.tokenizer_path,
+        tokenizer_fingerprint=first.tokenizer_fingerprint,
+        vocab_size=first.vocab_size,
+        pad_token_id=first.pad_token_id,
+        sequence_length=longest,
+        fingerprint=corpora_fingerprint(infos),
     )
+
+
+def _check_batch_tokens(config: PretrainConfig, longest: int) -> None:
+    """Every micro-batch must get a sequence, in the warm-up two, however long they are."""
+    budget = config.optim.batch_tokens
+    passes = config.runtime.trainers * config.accumulation_steps
+    least = passes * longest * (2 if config.optim.retrieval_warmup_steps else 1)
+    if budget and budget < least:
+        raise ConfigError(
+            f"optim.batch_tokens = {budget}: must be at least {least}, so that each of the "
+            f"{passes} micro-batches of a step holds a sequence of {longest} tokens (two in the "
+            "retrieval warm-up); raise it, or use fewer and larger micro-batches"
+        )
+
+
+def corpora_fingerprint(infos: Sequence[CorpusInfo]) -> str:
+    """What tells these corpora from others; of one it is that corpus's own."""
+    prints = [corpus_fingerprint(info) for info in infos]
+    if len(prints) == 1:
+        return prints[0]
+    return hashlib.sha256(json.dumps(prints).encode()).hexdigest()[:32]
 
 
 def corpus_fingerprint(info: CorpusInfo) -> str:

@@ -228,11 +228,11 @@ def _opening(config: PretrainConfig, memory: RayMemory, start: Start, device: st
 
 def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
     """The run's config.toml must mean the same from whatever directory it is read."""
-    corpus = str(Path(config.data.corpus).expanduser().resolve())
+    corpora = [str(Path(corpus).expanduser().resolve()) for corpus in config.data.corpora]
     store = config.memory.store and str(Path(config.memory.store).expanduser().resolve())
     return replace(
         config,
-        data=replace(config.data, corpus=corpus),
+        data=replace(config.data, corpus=corpora[0], more_corpora=tuple(corpora[1:])),
         memory=replace(config.memory, store=store),
     )
 

@@ -29,7 +29,7 @@ from trainer.settings_fields import shown
 _MAY_CHANGE: dict[str, frozenset[str]] = {
     "run": frozenset({"dir", "name"}),
     # Directories may move; their contents are compared by fingerprint and content version.
-    "data": frozenset({"corpus"}),
+    "data": frozenset({"corpus", "more_corpora"}),
     "model": frozenset({"init_from"}),
     "memory": frozenset(
         {
@@ -125,7 +125,8 @@ def find_start(
         )
     if fingerprint and state.corpus_fingerprint not in ("", fingerprint):
         raise ConfigError(
-            f"data.corpus = {config.data.corpus}: is another corpus (fingerprint {fingerprint}) "
+            f"data.corpus = {' + '.join(config.data.corpora)}: is another corpus (fingerprint "
+            f"{fingerprint}) "
             f"than {checkpoint} was trained on ({state.corpus_fingerprint}); give that one, or "
             "start another run with run.dir=DIR"
         )

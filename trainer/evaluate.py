@@ -13,7 +13,7 @@ from memory_server.api import Memory, Retrieved
 from model import PlugLMForMaskedLM
 from trainer.data.cursor import Cursor
 from trainer.data.masking import MaskingSettings
-from trainer.data.stream import PositiveSource, Sequences, TrainBatch, step_batches
+from trainer.data.stream import Cutting, PositiveSource, Sequences, TrainBatch, step_batches
 
 CONDITIONS = ("right", "shuffled", "none")
 _SEED = 20_260
@@ -67,8 +67,7 @@ def heldout_batches(
             positives,
             masking,
             seed=_SEED,
-            batch_size=size * world_size,
-            micro_batch_size=size,
+            cutting=Cutting(batch_size=size * world_size, micro_batch_size=size),
             rank=rank,
             world_size=world_size,
             cursor=cursor,

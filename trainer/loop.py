@@ -142,7 +142,7 @@ class _Run:
             settings.runtime.retrieval_chunks, thread_name_prefix="search"
         )
         self.means, self.timer = RunningMeans(), StepTimer()
-        self.steps_since_log = 0
+        self.steps_since_log = self.sequences_since_log = 0
 
     def _look_for_stop(self) -> bool:
         """Whether to end; whoever asks while it waits is not stalled."""
@@ -168,6 +168,7 @@ class _Run:
             rank=self.rank,
             world_size=settings.runtime.trainers,
             cursor=self.job.start.cursor,
+            step=self.step,
         )
         try:
             self.engine.train()
@@ -267,6 +268,7 @@ class _Run:
             losses.append(output.loss.detach())
         self.step += 1
         self.steps_since_log += 1
+        self.sequences_since_log += sum(len(batch.doc_ids) for batch in batches)
         if not self.skipped.after(self.step, torch.stack(losses)):
             for weight, values in chain.from_iterable(noted):
                 self.means.add(weight=weight, **values)
@@ -329,12 +331,15 @@ class _Run:
             del means["right_entry_rate"]  # no sequence could have found its entry
         seconds, total = self.timer.take()
         steps, self.steps_since_log = self.steps_since_log, 0
+        mine, self.sequences_since_log = self.sequences_since_log, 0
+        device = self.engine.device
+        sequences = int(sum_over_ranks(torch.tensor(float(mine), device=device)))
         searches = steps * self.settings.accumulation_steps * self.settings.model.memory_layers
         line = {
             **means,
             "lr": self.engine.lr,
             "grad_norm": self.engine.grad_norm,
-            "sequences_per_s": steps * self.settings.optim.batch_size / total,
+            "sequences_per_s": sequences / total,
             "retrieval_ms": 1000 * seconds.get("retrieval", 0.0) / max(searches, 1),
             "data_ms": 1000 * seconds.get("data", 0.0) / max(steps, 1),
             "staleness_steps": self.step - self.follower.encoder_step,
@@ -346,7 +351,7 @@ class _Run:
         if left_out:
             line["skipped_steps"] = left_out
         # Every rank asks the same shards: rank 0 tells at once, the line counts all searches.
-        taken = torch.tensor(float(self.lost_shards.take()), device=self.engine.device)
+        taken = torch.tensor(float(self.lost_shards.take()), device=device)
         missing = int(sum_over_ranks(taken))
         if missing:
             line["searches_missing_shards"] = missing

@@ -7,7 +7,7 @@ sections. How they are read from TOML is the business of `cluster.config`, not o
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from trainer.settings_fields import ConfigError, check_section, described, documented
+from trainer.settings_fields import ConfigError, check_section, described, documented, shown
 from trainer.settings_model import MemorySettings, ModelSettings
 from trainer.settings_runtime import RuntimeSettings
 
@@ -28,6 +28,8 @@ __all__ = [
 Schedule = Literal["linear", "polynomial", "constant"]
 Optimizer = Literal["adamw", "lamb"]
 WandbMode = Literal["disabled", "offline", "online"]
+
+_SHORTEST = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,38 @@ class DataSettings:
     corpus: str = field(
         metadata=described("Directory made by `pluglm corpus build`; relative to where you start.")
     )
+    more_corpora: tuple[str, ...] = documented(
+        (),
+        "Further corpora of the same tokenizer, learned from at the same time; their entries "
+        "are in the memory only if memory.store holds them.",
+        may_be_empty=True,
+    )
+    weights: tuple[float, ...] = documented(
+        (),
+        "Share of each corpus (data.corpus first) in the sequences, in any unit; empty: in "
+        "proportion to their sizes. A corpus that is at its end begins anew, shuffled again.",
+        above=0,
+        may_be_empty=True,
+    )
+    phase_lengths: tuple[int, ...] = documented(
+        (),
+        "Most tokens of a sequence, phase by phase, such as [128, 512]; a longer one is seen as "
+        "one of its pieces, in each epoch another. 0: as long as it is; empty: always so.",
+        minimum=0,
+        may_be_empty=True,
+    )
+    phase_steps: tuple[int, ...] = documented(
+        (),
+        "The step at which each further phase begins, such as [9000]; one fewer than "
+        "data.phase_lengths.",
+        minimum=1,
+        may_be_empty=True,
+    )
+    length_buckets: bool = documented(
+        False,
+        "Put a step's sequences of like length into one micro-batch; all trainers compute like "
+        "lengths at the same time. A step holds the same sequences either way.",
+    )
     mask_probability: float = documented(
         0.15,
         "Share of a sequence's tokens that are masked (80 % [MASK], 10 % random, 10 % kept).",
@@ -78,6 +112,40 @@ class DataSettings:
             raise ConfigError(
                 "data.corpus is empty: give the directory that `pluglm corpus build` made"
             )
+        for corpus in self.more_corpora:
+            if not corpus.strip() or self.corpora.count(corpus) > 1:
+                raise ConfigError(
+                    f"data.more_corpora = {shown(self.more_corpora)}: {shown(corpus)} is empty or "
+                    "given twice (data.corpus counts, too); name each corpus once, and use "
+                    "data.weights to see one more often"
+                )
+        if self.weights and len(self.weights) != len(self.corpora):
+            raise ConfigError(
+                f"data.weights = {shown(self.weights)}: must be one for each of the "
+                f"{len(self.corpora)} corpora (data.corpus first), or none"
+            )
+
+        self._check_phases()
+
+    def _check_phases(self) -> None:
+        lengths, steps = self.phase_lengths, self.phase_steps
+        if len(steps) != max(len(lengths) - 1, 0):
+            raise ConfigError(
+                f"data.phase_steps = {shown(steps)}: must be one fewer than data.phase_lengths = "
+                f"{shown(lengths)}: the step at which each further phase begins"
+            )
+        if list(steps) != sorted(set(steps)):
+            raise ConfigError(f"data.phase_steps = {shown(steps)}: must rise from phase to phase")
+        if any(0 < length < _SHORTEST for length in lengths):
+            raise ConfigError(
+                f"data.phase_lengths = {shown(lengths)}: must each be at least {_SHORTEST} tokens, "
+                "of which two are [CLS] and [SEP], or 0"
+            )
+
+    @property
+    def corpora(self) -> tuple[str, ...]:
+        """All corpora, `corpus` first."""
+        return (self.corpus, *self.more_corpora)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +162,12 @@ class OptimSettings:
     steps: int = documented(1000, "Optimizer steps of the whole run.", minimum=1)
     batch_size: int = documented(
         64, "Sequences per optimizer step, over all trainers; must divide evenly.", minimum=1
+    )
+    batch_tokens: int = documented(
+        0,
+        "Most tokens per optimizer step, over all trainers, padding not counted: a step ends there "
+        "or at batch_size sequences. 0: no limit.",
+        minimum=0,
     )
     lr: float = documented(1e-3, "Peak learning rate.", above=0)
     memory_lr_scale: float = documented(

@@ -4,7 +4,7 @@ A section is a frozen, keyword-only dataclass with a class attribute ``SECTION``
 TOML file). Every field carries its help, and its allowed range, as metadata, so one check serves
 all sections and a reference can be generated from the declarations. Values may be ``bool``,
 ``int``, ``float``, ``str``, a ``Literal`` of strings, a fixed-length ``tuple`` of floats, or a
-``tuple[int, ...]`` of one or more.
+``tuple[X, ...]`` of one or more numbers or strings (of none, too, if that is its default).
 """
 
 import difflib
@@ -29,6 +29,7 @@ def described(
     maximum: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    may_be_empty: bool = False,
 ) -> Mapping[str, Any]:
     """Metadata of a field: what it means (with its unit) and the range that is allowed.
 
@@ -38,18 +39,21 @@ def described(
         maximum: largest allowed number.
         above: exclusive lower bound.
         below: exclusive upper bound.
+        may_be_empty: a tuple of any length may have none.
 
     Returns:
         A read-only mapping for ``dataclasses.field(metadata=...)``. Bounds of a tuple's field
         hold for each of its numbers.
     """
     bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
-    given = {name: bound for name, bound in bounds.items() if bound is not None}
+    given: dict[str, Any] = {name: b for name, b in bounds.items() if b is not None}
+    if may_be_empty:
+        given["may_be_empty"] = True
     return MappingProxyType({"help": help, **given})
 
 
-def documented(default: T, help: str, **bounds: float) -> T:
-    """A dataclass field with a default, its help and its bounds (see ``described``)."""
+def documented(default: T, help: str, **bounds: Any) -> T:
+    """A dataclass field with a default, its help and the rest as ``described`` takes it."""
     declared: T = dataclass_field(default=default, metadata=described(help, **bounds))
     return declared
 
@@ -76,7 +80,9 @@ def check_value(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) ->
         _check_choice(key, value, get_args(hint))
     elif get_origin(hint) is tuple:
         kind, length = get_args(hint)[0], tuple_length(hint)
-        fits = isinstance(value, tuple) and len(value) == (length or max(len(value), 1))
+        fits = isinstance(value, tuple) and (
+            len(value) == length if length else bool(value) or "may_be_empty" in metadata
+        )
         if not fits:
             raise ConfigError(f"{key} = {shown(value)}: must be {describe_type(hint)}")
         for number in value:
@@ -97,10 +103,17 @@ def describe_type(hint: Any) -> str:
     if get_origin(hint) is tuple:
         count = tuple_length(hint)
         if count is None:
-            return "a list of one or more whole numbers, such as [0, 1, 2]"
+            return _LISTS[get_args(hint)[0]]
         return f"a list of {count} numbers, such as [{', '.join(['0.9'] * count)}]"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
     return words[hint]
+
+
+_LISTS = {
+    int: "a list of one or more whole numbers, such as [0, 1, 2]",
+    float: "a list of numbers, such as [0.7, 0.3]",
+    str: 'a list of strings, such as ["a", "b"]',
+}
 
 
 def describe_bounds(metadata: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,13 +10,16 @@ from typing import Protocol
 import numpy as np
 
 from memory_server.store.store import Store
-from trainer.corpus.info import load_corpus_info
+from trainer.corpus.info import CorpusInfo, load_corpus_info
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.data.cursor import Cursor
+from trainer.data.joined import JoinedSequences
 from trainer.data.masking import MaskingSettings
+from trainer.data.order import MixedOrder
+from trainer.data.pieces import Phases
 from trainer.data.positives import PositiveEntries
 from trainer.data.sequences import SequenceDataset
-from trainer.data.stream import BatchStream, TrainBatch
+from trainer.data.stream import BatchStream, Cutting, TrainBatch
 from trainer.data.vocab import VocabTables, vocab_tables
 from trainer.evaluate import heldout_batches
 from trainer.settings import TrainSettings
@@ -37,9 +40,9 @@ class Task(Protocol):
     """Picklable; every rank opens its own stream."""
 
     def open(
-        self, settings: TrainSettings, *, rank: int, world_size: int, cursor: Cursor
+        self, settings: TrainSettings, *, rank: int, world_size: int, cursor: Cursor, step: int = 0
     ) -> Stream:
-        """Open the stream of a rank at a cursor."""
+        """Open the stream of a rank at a cursor, after so many optimizer steps."""
 
     def heldout(
         self, settings: TrainSettings, *, rank: int = 0, world_size: int = 1
@@ -52,10 +55,10 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class CorpusTask:
-    """Masked-LM pre-training on a corpus made by `pluglm corpus build`.
+    """Masked-LM pre-training on corpora made by `pluglm corpus build`.
 
     Args:
-        corpus: the corpus directory.
+        corpus: the corpus directory; `data.more_corpora` of the settings come beside it.
         store: the memory's store, whose entries of the same documents are the positives.
         version: content version of the store that the run began with; None: the store's head.
             A run that is resumed must be given the checkpoint's, because the store may have moved
@@ -67,38 +70,51 @@ class CorpusTask:
     version: str | None = None
 
     def open(
-        self, settings: TrainSettings, *, rank: int, world_size: int, cursor: Cursor
+        self, settings: TrainSettings, *, rank: int, world_size: int, cursor: Cursor, step: int = 0
     ) -> Stream:
         """See `Task.open`."""
-        info = load_corpus_info(self.corpus)
         data = settings.data
+        infos = self._infos(settings)
+        datasets = [SequenceDataset(info.sequences_path) for info in infos]
+        order = None
+        if len(datasets) > 1:
+            sizes = [len(dataset) for dataset in datasets]
+            order = MixedOrder(sizes, data.weights, settings.run.seed)
         return BatchStream(
-            SequenceDataset(info.sequences_path),
+            JoinedSequences(datasets, pad_token_id=infos[0].pad_token_id),
             PositiveEntries(Store.open(self.store), self.version),
             MaskingSettings(
-                vocab=corpus_vocab(self.corpus),
+                vocab=corpora_vocab(infos),
                 mask_probability=data.mask_probability,
                 whole_word=data.whole_word_mask,
                 salient=data.salient_mask,
             ),
             seed=settings.run.seed,
-            batch_size=settings.optim.batch_size,
-            micro_batch_size=settings.micro_batch_size,
+            cutting=Cutting(
+                batch_size=settings.optim.batch_size,
+                micro_batch_size=settings.micro_batch_size,
+                batch_tokens=settings.optim.batch_tokens,
+                length_buckets=data.length_buckets,
+                phases=Phases(data.phase_lengths or (0,), data.phase_steps),
+            ),
             rank=rank,
             world_size=world_size,
             cursor=cursor,
+            step=step,
+            order=order,
         )
 
     def heldout(
         self, settings: TrainSettings, *, rank: int = 0, world_size: int = 1
     ) -> Iterator[TrainBatch]:
-        """See `Task.heldout`: documents that the corpus kept out of its sequences."""
-        info = load_corpus_info(self.corpus)
+        """See `Task.heldout`: documents that the corpora kept out of their sequences."""
+        infos = self._infos(settings)
+        heldout = [SequenceDataset(i.heldout_path) for i in infos if i.heldout_sequences]
         return heldout_batches(
-            SequenceDataset(info.heldout_path),
+            JoinedSequences(heldout, pad_token_id=infos[0].pad_token_id),
             PositiveEntries(Store.open(self.store), self.version),
             MaskingSettings(
-                vocab=corpus_vocab(self.corpus),
+                vocab=corpora_vocab(infos),
                 mask_probability=settings.evaluate.mask_probability,
                 whole_word=settings.data.whole_word_mask,
                 salient=settings.data.salient_mask,
@@ -108,6 +124,9 @@ class CorpusTask:
             world_size=world_size,
         )
 
+    def _infos(self, settings: TrainSettings) -> list[CorpusInfo]:
+        return [load_corpus_info(p) for p in (self.corpus, *map(Path, settings.data.more_corpora))]
+
     def content_version(self, step: int) -> str | None:
         """A corpus's memory does not change while it trains."""
         return None
@@ -115,5 +134,10 @@ class CorpusTask:
 
 def corpus_vocab(corpus: Path) -> VocabTables:
     """The masking tables of a corpus's tokenizer and token counts."""
-    info = load_corpus_info(corpus)
-    return vocab_tables(load_tokenizer(info.tokenizer_path), np.load(info.token_counts_path))
+    return corpora_vocab([load_corpus_info(corpus)])
+
+
+def corpora_vocab(infos: Sequence[CorpusInfo]) -> VocabTables:
+    """The same of corpora of one tokenizer, their counts taken together."""
+    counts = np.sum([np.load(info.token_counts_path) for info in infos], axis=0)
+    return vocab_tables(load_tokenizer(infos[0].tokenizer_path), counts)

@@ -83,7 +83,8 @@ def _of_run(
     # One more than are kept is on the disk while it is written; what a run left is there already.
     more = max(1, config.checkpoint.keep + 1 - len(committed_checkpoints(run_dir)))
     needed[place] = weights * _CHECKPOINT_BYTES_PER_WEIGHT * more
-    read_only.update(str(path.resolve()) for path in (Path(config.data.corpus), source.store))
+    sources = (*map(Path, config.data.corpora), source.store)
+    read_only.update(str(path.resolve()) for path in sources)
     yield Finding(
         grade="ok", what=f"the configuration fits its corpus: {weights / 1e6:,.1f} million weights"
     )

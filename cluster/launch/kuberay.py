@@ -46,7 +46,9 @@ def kuberay_manifests(
     """
     if not image.strip() or not claim.strip():
         raise LaunchError("give an image, and a claim that all pods can write to")
-    for key, path in (("run.dir", plan.config.run.dir), ("data.corpus", plan.config.data.corpus)):
+    data = plan.config.data
+    needed = [("run.dir", plan.config.run.dir), ("data.corpus", data.corpus)]
+    for key, path in (*needed, *(("data.more_corpora", more) for more in data.more_corpora)):
         if not posixpath.normpath(path).startswith(f"{posixpath.normpath(mount)}/"):
             raise LaunchError(
                 f"{key} = {path!r}: must lie below {mount}, where all pods see the claim {claim!r}"

@@ -106,7 +106,7 @@ def test_override_values_are_toml_literals_and_else_text(
         ("memroy.top_k=8", "memory.top_k"),
         ("optim.top_k=8", "memory.top_k"),
         ("top_k=8", "memory.top_k"),
-        ("optim.learning_rate=1", "[optim] has optimizer, steps, batch_size, lr,"),
+        ("optim.learning_rate=1", "[optim] has optimizer, steps, batch_size, batch_tokens,"),
         ("nothing.alike=1", "the sections are run, data, model, memory,"),
         ("memory.store.path=x", "memory.store"),
     ],
@@ -279,6 +279,11 @@ def values_of(hint: Any, metadata: Any) -> st.SearchStrategy[Any]:
         )
     if hint is str:
         return TEXT
+    if get_args(hint)[1:] == (...,):
+        # What such lists hold is checked across keys; one that may be empty always fits so.
+        part = values_of(get_args(hint)[0], metadata)
+        empty = "may_be_empty" in metadata
+        return st.just(()) if empty else st.lists(part, min_size=1, max_size=3).map(tuple)
     if get_origin(hint) is tuple:
         return st.tuples(*(values_of(part, metadata) for part in get_args(hint)))
     assert get_origin(hint) is Literal

@@ -57,6 +57,16 @@ def refusal(config: Path, capsys: pytest.CaptureFixture[str], *words: str) -> st
         (["model.num_heads=5"], ["model.num_heads = 5", "divide"]),
         (["model.init_from=/nowhere"], ["model.init_from = /nowhere", "config.json"]),
         (["data.corpus=/nowhere"], ["/nowhere", "pluglm corpus build"]),
+        (['data.more_corpora=["/elsewhere"]'], ["/elsewhere", "pluglm corpus build"]),
+        (['data.more_corpora=["a","a"]'], ["data.more_corpora", '"a" is', "given twice"]),
+        (
+            ["data.weights=[1.0,2.0]"],
+            ["data.weights = [1.0, 2.0]", "each of the 1 corpora"],
+        ),
+        (["data.phase_lengths=[9,0]"], ["data.phase_steps = []", "one fewer"]),
+        (["data.phase_lengths=[4]"], ["data.phase_lengths = [4]", "at least 8"]),
+        (["data.phase_lengths=[9,12,0]", "data.phase_steps=[5,5]"], ["phase_steps", "must rise"]),
+        (["optim.batch_tokens=100"], ["optim.batch_tokens = 100", "at least 132", "33 tokens"]),
         (["memory.store=/nowhere"], ["/nowhere"]),
         (["runtime.deepspeed_config=/nowhere.json"], ["/nowhere.json", "cannot be read"]),
         (["--resume"], ["no committed checkpoint", "without --resume"]),
@@ -93,6 +103,14 @@ def test_a_truncated_sequence_file_is_named(
     line = refusal(config, capsys, f"data.corpus={copy}")
     assert str(part) in line
     assert "build the corpus again" in line
+
+
+def test_a_second_corpus_of_another_tokenizer(
+    config: Path, corpora: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal(config, capsys, f'data.more_corpora=["{corpora[1]}"]')
+    assert str(corpora[1]) in line
+    assert f"--tokenizer {corpora[0] / 'tokenizer'}" in line
 
 
 def test_an_unfinished_corpus(

@@ -56,7 +56,7 @@ class OneWorldTask:
     worlds: WorldTask
 
     def open(
-        self, settings: TrainSettings, *, rank: int, world_size: int, cursor: Cursor
+        self, settings: TrainSettings, *, rank: int, world_size: int, cursor: Cursor, step: int = 0
     ) -> Stream:
         return WorldStream(
             self.worlds,

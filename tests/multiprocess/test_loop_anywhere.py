@@ -33,9 +33,11 @@ class NotingTask:
     notes: Path
 
     def open(
-        self, settings: TrainSettings, *, rank: int, world_size: int, cursor: Cursor
+        self, settings: TrainSettings, *, rank: int, world_size: int, cursor: Cursor, step: int = 0
     ) -> Stream:
-        stream = self.task.open(settings, rank=rank, world_size=world_size, cursor=cursor)
+        stream = self.task.open(
+            settings, rank=rank, world_size=world_size, cursor=cursor, step=step
+        )
         return NotingStream(stream, self.notes / f"{cursor.epoch}-{rank}.jsonl")
 
     def heldout(

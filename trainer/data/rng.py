@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     MASK_REPLACE = 5
     MASK_TOKEN = 6
     POSITIVE = 7
+    PIECE = 8
 
 
 def _as_uint64(values: ArrayLike | int) -> UInt64Array:

@@ -19,8 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.data.cursor import Cursor, batch_epochs, global_batch, rank_slice
+from trainer.data.cursor import Cursor, rank_slice
+from trainer.data.dealing import deal, within_tokens
 from trainer.data.masking import MaskingSettings, mask_batch
+from trainer.data.order import Order, ShuffledOrder
+from trainer.data.pieces import ALWAYS_WHOLE, Phases, cut
 from trainer.data.positives import Positives
 from trainer.data.sequences import SequenceBatch
 
@@ -89,19 +92,44 @@ class PositiveSource(Protocol):
     ) -> Positives: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cutting:
+    """How a step is cut; the same on every rank.
+
+    Attributes:
+        batch_size: sequences per optimizer step, of all ranks; with `batch_tokens` the most.
+        micro_batch_size: sequences per forward pass of one rank; with `batch_tokens` the average
+            if a step is full.
+        batch_tokens: most tokens per step, padding not counted; 0: no limit.
+        length_buckets: put sequences of like length into one micro-batch.
+        phases: how long sequences are at which step.
+    """
+
+    batch_size: int
+    micro_batch_size: int
+    batch_tokens: int = 0
+    length_buckets: bool = False
+    phases: Phases = ALWAYS_WHOLE
+
+
 def step_batches(
     dataset: Sequences,
     positives: PositiveSource | None,
     masking: MaskingSettings,
     *,
     seed: int,
-    batch_size: int,
-    micro_batch_size: int,
+    cutting: Cutting,
     rank: int,
     world_size: int,
     cursor: Cursor,
+    step: int = 0,
+    order: Order | None = None,
 ) -> tuple[list[TrainBatch], Cursor]:
     """Make one optimizer step's micro-batches of one rank.
+
+    Args:
+        step: optimizer steps before this one, which tell the phase.
+        order: in which order sequences come; None: shuffled epochs of the dataset.
 
     Returns:
         (batch_size / world_size / micro_batch_size micro-batches, the next step's cursor).
@@ -109,23 +137,55 @@ def step_batches(
     Raises:
         ValueError: the batch does not divide, or the cursor is not of this dataset.
     """
-    n = len(dataset)
-    indices, following = global_batch(cursor, n=n, batch_size=batch_size, seed=seed)
-    mine = rank_slice(indices, rank, world_size)
-    epochs = rank_slice(batch_epochs(cursor, n=n, batch_size=batch_size), rank, world_size)
-    sequences = dataset.gather(mine)
+    order = order or ShuffledOrder(len(dataset), seed)
+    size, micro = cutting.batch_size, cutting.micro_batch_size
+    taken = order.take(cursor, size)
+    pad = masking.vocab.pad_token_id
+
+    def read(places: NDArray[np.int64]) -> SequenceBatch:
+        indices, epochs = taken.indices[places], taken.epochs[places]
+        return cut(
+            dataset.gather(indices),
+            cutting.phases.length(step),
+            pad_token_id=pad,
+            seed=seed,
+            epochs_B=epochs,
+            indices_B=indices,
+        )
+
+    if cutting.batch_tokens or cutting.length_buckets:
+        # Every rank must know how long all of the step's sequences are.
+        lengths = (read(np.arange(size)).input_ids != pad).sum(1)
+        count = within_tokens(lengths, cutting.batch_tokens)
+        if count < size:
+            taken = order.take(cursor, count)
+        dealt = deal(
+            lengths[:count],
+            ranks=world_size,
+            passes=size // (world_size * micro),
+            by_length=cutting.length_buckets,
+            by_tokens=cutting.batch_tokens > 0,
+        )[rank]
+    else:
+        share = rank_slice(np.arange(size), rank, world_size)
+        dealt = [share[start : start + micro] for start in range(0, len(share), micro)]
+    places = np.concatenate(dealt)
+    mine, epochs = taken.indices[places], taken.epochs[places]
+    sequences = read(places)
     masked, labels = mask_batch(
         sequences.input_ids, seed=seed, epochs_B=epochs, indices_B=mine, settings=masking
     )
-    present = sequences.input_ids != masking.vocab.pad_token_id
+    present = sequences.input_ids != pad
     found = None
     if positives is not None:
         found = positives.choose(sequences, seed=seed, epochs_B=epochs, indices_B=mine)
     batches = []
-    for start in range(0, len(mine), micro_batch_size):
-        rows = slice(start, start + micro_batch_size)
+    start = 0
+    for part in dealt:
+        rows = slice(start, start + len(part))
+        start += len(part)
         length = _trimmed_length(present[rows])
-        no_ids = np.full(len(mine[rows]), -1, dtype=np.int64)
+        no_ids = np.full(len(part), -1, dtype=np.int64)
         batches.append(
             TrainBatch(
                 input_ids=_tensor(masked[rows, :length]),
@@ -136,7 +196,7 @@ def step_batches(
                 positive_ids=_tensor(no_ids if found is None else found.entry_ids[rows]),
             )
         )
-    return batches, following
+    return batches, taken.cursor
 
 
 def _trimmed_length(present_BT: NDArray[np.bool_]) -> int:
@@ -171,11 +231,12 @@ class BatchStream(Iterator[list[TrainBatch]]):
         masking: MaskingSettings,
         *,
         seed: int,
-        batch_size: int,
-        micro_batch_size: int,
+        cutting: Cutting,
         rank: int,
         world_size: int,
         cursor: Cursor,
+        step: int = 0,
+        order: Order | None = None,
     ) -> None:
         """Check the sizes and start making batches.
 
@@ -184,16 +245,18 @@ class BatchStream(Iterator[list[TrainBatch]]):
             positives: where to take a positive entry for each sequence, or None.
             masking: how to mask.
             seed: of shuffle, masks and positives.
-            batch_size: sequences per optimizer step, of all ranks.
-            micro_batch_size: sequences per forward pass of one rank.
+            cutting: how steps are cut.
             rank: this trainer, in [0, world_size).
             world_size: number of trainers.
             cursor: where to begin.
+            step: optimizer steps before the first one.
+            order: in which order sequences come; None: shuffled epochs of the dataset.
 
         Raises:
             ValueError: batch_size is not a multiple of micro_batch_size * world_size, or the rank
                 or the cursor is out of range.
         """
+        batch_size, micro_batch_size = cutting.batch_size, cutting.micro_batch_size
         if min(batch_size, micro_batch_size, world_size) < 1 or batch_size % (
             micro_batch_size * world_size
         ):
@@ -201,20 +264,22 @@ class BatchStream(Iterator[list[TrainBatch]]):
                 f"batch_size={batch_size} must be a multiple of micro_batch_size x trainers "
                 f"= {micro_batch_size} x {world_size}"
             )
-        global_batch(cursor, n=len(dataset), batch_size=1, seed=seed)
+        order = order or ShuffledOrder(len(dataset), seed)
+        order.take(cursor, 1)
         rank_slice(np.empty(batch_size, dtype=np.int64), rank, world_size)
 
-        def make(at: Cursor) -> tuple[list[TrainBatch], Cursor]:
+        def make(at: Cursor, after: int) -> tuple[list[TrainBatch], Cursor]:
             return step_batches(
                 dataset,
                 positives,
                 masking,
                 seed=seed,
-                batch_size=batch_size,
-                micro_batch_size=micro_batch_size,
+                cutting=cutting,
                 rank=rank,
                 world_size=world_size,
                 cursor=at,
+                step=after,
+                order=order,
             )
 
         self._cursor = cursor
@@ -224,7 +289,7 @@ class BatchStream(Iterator[list[TrainBatch]]):
         # collected and its thread told to stop.
         self._thread = threading.Thread(
             target=_produce,
-            args=(make, cursor, self._ready, self._stop),
+            args=(make, cursor, step, self._ready, self._stop),
             name=f"batches-rank-{rank}",
             daemon=True,
         )
@@ -266,16 +331,17 @@ _Queue = queue.Queue[_Item]
 
 
 def _produce(
-    make: Callable[[Cursor], tuple[list[TrainBatch], Cursor]],
+    make: Callable[[Cursor, int], tuple[list[TrainBatch], Cursor]],
     cursor: Cursor,
+    step: int,
     ready: _Queue,
     stop: threading.Event,
 ) -> None:
     item: _Item
     while not stop.is_set():
         try:
-            item = make(cursor)
-            cursor = item[1]
+            item = make(cursor, step)
+            cursor, step = item[1], step + 1
         except BaseException as error:  # handed to the consumer, who raises it
             item = _Failure(error)
         while not stop.is_set():

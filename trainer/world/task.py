@@ -75,7 +75,7 @@ class WorldTask:
         return self.versions[step // self.refresh_every_steps]
 
     def open(
-        self, settings: TrainSettings, *, rank: int, world_size: int, cursor: Cursor
+        self, settings: TrainSettings, *, rank: int, world_size: int, cursor: Cursor, step: int = 0
     ) -> WorldStream:
         """See `Task.open`.
 

@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from memory_server.store.segments import write_segment
 from memory_server.store.store import Store
 from trainer.data.cursor import Cursor
 from trainer.data.masking import MaskingSettings
+from trainer.data.pieces import Phases
 from trainer.data.positives import PositiveEntries
 from trainer.data.sequences import SequenceBatch, SequenceDataset
-from trainer.data.stream import BatchStream, TrainBatch, step_batches
+from trainer.data.stream import BatchStream, Cutting, TrainBatch, step_batches
 
 N, T = 22, 24
 FIELDS = ("input_ids", "attention_mask", "labels", "doc_ids", "positive_tokens", "positive_ids")
@@ -65,8 +67,7 @@ def arguments(vocab_maker: Callable[..., Any]) -> dict[str, Any]:
     return {
         "masking": MaskingSettings(vocab=vocab_maker()),
         "seed": 9,
-        "batch_size": 8,
-        "micro_batch_size": 2,
+        "cutting": Cutting(batch_size=8, micro_batch_size=2),
         "rank": 0,
         "world_size": 1,
         "cursor": Cursor(),
@@ -156,7 +157,9 @@ def test_a_batch_is_what_it_says(
     dataset: SequenceDataset, positives: PositiveEntries, arguments: dict[str, Any]
 ) -> None:
     seen: list[int] = []
-    with BatchStream(dataset, positives, **{**arguments, "batch_size": N}) as stream:
+    with BatchStream(
+        dataset, positives, **{**arguments, "cutting": Cutting(batch_size=N, micro_batch_size=2)}
+    ) as stream:
         (step,) = itertools.islice(stream, 1)
     for batch in step:
         rows, length = batch.input_ids.shape
@@ -266,9 +269,9 @@ def test_prefetch_is_bounded(dataset: SequenceDataset, arguments: dict[str, Any]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 9}, "batch_size=9 must be a multiple"),
+        ({"cutting": Cutting(batch_size=9, micro_batch_size=2)}, "batch_size=9 must be a multiple"),
         ({"world_size": 8}, r"micro_batch_size x trainers = 2 x 8"),
-        ({"micro_batch_size": 0}, "must be a multiple"),
+        ({"cutting": Cutting(batch_size=8, micro_batch_size=0)}, "must be a multiple"),
         ({"rank": 1}, "rank must be"),
         ({"cursor": Cursor(0, N)}, "belongs to another corpus"),
     ],
@@ -278,3 +281,56 @@ def test_impossible_arguments_are_refused_at_once(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         BatchStream(dataset, None, **{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"length_buckets": True}, {"batch_tokens": 76}, {"batch_tokens": 76, "length_buckets": True}],
+    ids=str,
+)
+def test_what_a_step_holds_does_not_depend_on_the_ranks(
+    dataset: SequenceDataset, arguments: dict[str, Any], change: dict[str, Any]
+) -> None:
+    cutting = Cutting(batch_size=8, micro_batch_size=2, phases=Phases((0, 8), (4,)), **change)
+    positions = []
+    for ranks, micro in ((1, 2), (2, 2), (2, 4), (4, 2)):
+        now = {**arguments, "cutting": replace(cutting, micro_batch_size=micro)}
+        cursor, docs, cursors = Cursor(), [], []
+        for step in range(8):
+            steps = [
+                step_batches(
+                    dataset,
+                    None,
+                    **{**now, "cursor": cursor, "rank": r, "world_size": ranks, "step": step},
+                )
+                for r in range(ranks)
+            ]
+            (cursor,) = {following for _, following in steps}
+            parts = [batch for batches, _ in steps for batch in batches]
+            assert len(parts) == 8 // micro
+            tokens = sum(int(batch.attention_mask.sum()) for batch in parts)
+            assert tokens <= cutting.batch_tokens or not cutting.batch_tokens
+            assert step < 4 or max(batch.input_ids.shape[1] for batch in parts) <= 8
+            docs.append(sorted(int(doc) for batch in parts for doc in batch.doc_ids))
+            cursors.append(cursor)
+        positions.append((docs, cursors))
+    assert all(other == positions[0] for other in positions[1:])
+    in_one_row = [doc for step in positions[0][0] for doc in step]
+    assert sorted(in_one_row[:N]) != in_one_row[:N]
+    whole = positions[0][1][-1]
+    assert len(in_one_row) == whole.epoch * N + whole.position  # each once per epoch
+
+
+def test_a_resumed_stream_is_in_the_phase_of_its_step(
+    dataset: SequenceDataset, arguments: dict[str, Any]
+) -> None:
+    cutting = Cutting(batch_size=8, micro_batch_size=8, phases=Phases((8, 0), (3,)))
+    given = {**arguments, "cutting": cutting}
+    with BatchStream(dataset, None, **given) as stream:
+        whole = take(stream, 5)
+    assert [batch.input_ids.shape[1] > 8 for batch in whole] == [False] * 3 + [True] * 2
+    with BatchStream(dataset, None, **given) as stream:
+        take(stream, 2)
+        saved = stream.cursor
+    with BatchStream(dataset, None, **{**given, "cursor": saved, "step": 2}) as resumed:
+        assert_equal(take(resumed, 3), whole[2:])
