@@ -70,6 +70,14 @@ def test_flat_search_finds_what_its_peer_finds(tmp_path: Path) -> None:
     assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
 
 
+def test_data_is_read_faster_than_it_is_needed(tmp_path: Path) -> None:
+    words = ["--documents", "200", "--batch", "8", "--steps", "2", "--repeats", "2"]
+    rows = figures("data_reading", tmp_path, *words)
+    assert [row["over_need"] is None for row in rows] == [False] * 5 + [True]
+    for row in rows[:-1]:
+        assert row["over_need"]["median"] > 1
+
+
 def test_reduced_keys_are_compared_with_float32(tmp_path: Path) -> None:
     words = ["--entries", "9000", "--batches", "3", "--repeats", "1", "--dtypes", "int8", "float16"]
     rows = figures("search_int8", tmp_path, *words)
