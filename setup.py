@@ -22,6 +22,7 @@ setup(
     install_requires=[
         "accelerate>=1.1",
         "deepspeed>=0.19.8",
+        "filelock>=3.16",
         "fsspec>=2024.12",
         "numpy>=2.0",
         "psutil>=5.9",

@@ -48,7 +48,7 @@ from trainer.corpus.info import CorpusInfo
 from trainer.data.cursor import Cursor
 from trainer.data.joined import JoinedSequences
 from trainer.data.masking import MaskingSettings
-from trainer.data.order import MixedOrder
+from trainer.data.order import order_of
 from trainer.data.pieces import Phases
 from trainer.data.positives import PositiveEntries
 from trainer.data.sequences import SequenceDataset
@@ -80,8 +80,7 @@ class Reader:
         self._data = JoinedSequences(datasets, pad_token_id=infos[0].pad_token_id)
         self._positives = PositiveEntries(Store.open(infos[0].memory_path))
         self._masking = MaskingSettings(vocab=corpora_vocab(infos), salient=0.5)
-        sizes = [len(dataset) for dataset in datasets]
-        self._order = MixedOrder(sizes, weights, 0) if len(datasets) > 1 else None
+        self._order = order_of([d.rows for d in datasets], weights=weights, files=0, seed=0)
         self._cutting, self._steps, self._cursor = cutting, steps, Cursor()
         self.last: list[TrainBatch] = []
 

@@ -15,6 +15,7 @@ from trainer.checkpoint import CheckpointState, committed_checkpoints, read_stat
 from trainer.checkpoint_state import checkpoint_bytes, damages
 from trainer.corpus.errors import CorpusError
 from trainer.corpus.info import load_corpus_info
+from trainer.corpus.remote import corpus_memory, local_corpus, location
 from trainer.errors import CheckpointError
 from trainer.settings import ConfigError
 from trainer.world.prepare import WORLD
@@ -88,15 +89,15 @@ def problems(run_dir: Path, checkpoint: Path, config: PretrainConfig) -> list[st
         check_same_run(config, checkpoint, state)
     except ConfigError as error:
         found.append(str(error))
-    store: Path | None = None
+    store: Path | str | None = None
     if config.memory.store:
-        store = Path(config.memory.store)
+        store = location(config.memory.store)
     elif (run_dir / WORLD).is_dir():
         store = run_dir / WORLD / "memory"
     if state.corpus_fingerprint or store is None:
         corpora = " + ".join(config.data.corpora)
         try:
-            infos = [load_corpus_info(Path(corpus)) for corpus in config.data.corpora]
+            infos = [load_corpus_info(local_corpus(corpus)) for corpus in config.data.corpora]
         except CorpusError as error:
             return [*found, str(error)]
         given = corpora_fingerprint(infos)
@@ -105,11 +106,11 @@ def problems(run_dir: Path, checkpoint: Path, config: PretrainConfig) -> list[st
                 f"data.corpus = {corpora} is another corpus (fingerprint {given}) than the "
                 f"checkpoint was trained on ({state.corpus_fingerprint})"
             )
-        store = store or infos[0].memory_path
+        store = store or corpus_memory(config.data.corpus)
     return [*found, *_store_problems(store, state)]
 
 
-def _store_problems(store: Path, state: CheckpointState) -> list[str]:
+def _store_problems(store: Path | str, state: CheckpointState) -> list[str]:
     try:
         Store.open(store).manifest(state.content_version)
     except StoreError as error:

@@ -16,7 +16,9 @@ from memory_server.store.store import Store
 from model import PlugLMConfig
 from trainer.build import model_config
 from trainer.corpus.info import COUNTS, CorpusInfo, load_corpus_info
-from trainer.data.order import MixedOrder
+from trainer.corpus.remote import corpus_memory, local_corpus, location
+from trainer.data.order import MixedOrder, WholeShuffle
+from trainer.data.part_cache import PartCache
 from trainer.data.sequences import SequenceDataset
 from trainer.deepspeed_config import deepspeed_config
 from trainer.settings import ConfigError
@@ -33,7 +35,7 @@ class Source:
         fingerprint: of what is trained on; empty: not known.
     """
 
-    store: Path
+    store: Path | str
     tokenizer: Path
     tokenizer_fingerprint: str
     vocab_size: int
@@ -49,7 +51,8 @@ def corpus_source(config: PretrainConfig) -> Source:
         CorpusError, SequencesDamaged: one is missing, half-built, empty or damaged.
         ConfigError: they do not fit each other, or the step.
     """
-    infos = [load_corpus_info(Path(corpus)) for corpus in config.data.corpora]
+    cache = PartCache.of_this_machine(config.data.cache_gib)
+    infos = [load_corpus_info(local_corpus(corpus, cache)) for corpus in config.data.corpora]
     for info in infos:
         SequenceDataset(info.sequences_path)
         if info.heldout_sequences:
@@ -68,14 +71,14 @@ def corpus_source(config: PretrainConfig) -> Source:
         )
     if len(infos) > 1:
         try:
-            MixedOrder([info.sequences for info in infos], config.data.weights, 0)
+            MixedOrder([WholeShuffle(i.sequences, 0) for i in infos], config.data.weights, 0)
         except ValueError as error:
             raise ConfigError(f"data.weights: {error}") from error
     first = infos[0]
     longest = max(info.sequence_length for info in infos)
     _check_batch_tokens(config, longest)
     return Source(
-        store=Path(config.memory.store) if config.memory.store else first.memory_path,
+        store=location(config.memory.store or str(corpus_memory(config.data.corpus))),
         tokenizer=first.tokenizer_path,
         tokenizer_fingerprint=first.tokenizer_fingerprint,
         vocab_size=first.vocab_size,

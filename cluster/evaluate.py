@@ -45,7 +45,7 @@ def evaluate_model(
         memory=replace(config.memory, shards=1),
     )
     checks.check_memory(fitting, source, Store.open(source.store).head())
-    task = CorpusTask(Path(config.data.corpus), source.store)
+    task = CorpusTask(config.data.corpus, source.store)
     say("computing the keys of the memory's entries ...")
     with trained.memory(source.store) as memory:
         say("evaluating on held-out text ...")

@@ -25,6 +25,7 @@ from memory_server.actors.client import RayMemory
 from memory_server.store.store import Store
 from trainer.build import build_model
 from trainer.checkpoint import latest_checkpoint, read_key_weights
+from trainer.corpus.remote import absolute
 from trainer.evaluate import describe_evaluation
 from trainer.export import MODEL, write_json, write_text
 from trainer.job import TrainJob
@@ -68,11 +69,10 @@ def pretrain(
     """
     config = with_absolute_paths(config)
     source = checks.corpus_source(config)
-    corpus = Path(config.data.corpus)
     return run_task(
         config,
         source,
-        lambda version: CorpusTask(corpus, source.store, version=version),
+        lambda version: CorpusTask(config.data.corpus, source.store, version=version),
         first_content=Store.open(source.store).head(),
         resume=resume or (auto_resume and _has_checkpoint(config)),
         say=say,
@@ -228,8 +228,8 @@ def _opening(config: PretrainConfig, memory: RayMemory, start: Start, device: st
 
 def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
     """The run's config.toml must mean the same from whatever directory it is read."""
-    corpora = [str(Path(corpus).expanduser().resolve()) for corpus in config.data.corpora]
-    store = config.memory.store and str(Path(config.memory.store).expanduser().resolve())
+    corpora = [absolute(corpus) for corpus in config.data.corpora]
+    store = config.memory.store and absolute(config.memory.store)
     return replace(
         config,
         data=replace(config.data, corpus=corpora[0], more_corpora=tuple(corpora[1:])),

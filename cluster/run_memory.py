@@ -19,6 +19,7 @@ from memory_server.actors.names import Layout
 from memory_server.errors import UnknownEpoch
 from memory_server.kept_pin import KeptPin
 from model import KeyEncoderFactory, PlugLMConfig
+from trainer.corpus.remote import absolute
 from trainer.settings import ConfigError
 
 _SEAL_TIMEOUT_S = 24 * 3600.0
@@ -127,7 +128,7 @@ def _started(
     settings = config.memory
     device = "cuda" if settings.gpus_per_shard > 0 else "cpu"
     return RayMemory.start(
-        source.store.resolve(),
+        absolute(str(source.store)),
         shards=settings.shards,
         replicas=settings.replicas,
         placement=settings.placement,
@@ -168,8 +169,8 @@ def _content_of(memory: RayMemory, epoch: int) -> str:
 
 
 def _check_same_store(server: str, layout: Layout, source: checks.Source) -> None:
-    ours = str(source.store.resolve())
-    if Path(layout.store_path) != Path(ours):
+    ours = absolute(str(source.store))
+    if layout.store_path != ours:
         raise ConfigError(
             f'memory.server = "{server}": it serves the store {layout.store_path}, but this run\'s '
             f"is {ours}; set memory.store to the server's store, or name another server"

@@ -29,7 +29,7 @@ from trainer.settings_fields import shown
 _MAY_CHANGE: dict[str, frozenset[str]] = {
     "run": frozenset({"dir", "name"}),
     # Directories may move; their contents are compared by fingerprint and content version.
-    "data": frozenset({"corpus", "more_corpora"}),
+    "data": frozenset({"corpus", "more_corpora", "cache_gib"}),
     "model": frozenset({"init_from"}),
     "memory": frozenset(
         {

@@ -100,9 +100,7 @@ def train_rank(config: PretrainConfig, *, rank: int, world: int, attempt: int) -
         job = TrainJob(
             settings=config,
             run_dir=run_dir,
-            task=CorpusTask(
-                Path(config.data.corpus), source.store, version=start.state.content_version
-            ),
+            task=CorpusTask(config.data.corpus, source.store, version=start.state.content_version),
             memory=memory,
             epoch=told["epoch"],
             content_version=told["content"],

@@ -57,7 +57,10 @@ class DataSettings:
     SECTION: ClassVar[str] = "data"
 
     corpus: str = field(
-        metadata=described("Directory made by `pluglm corpus build`; relative to where you start.")
+        metadata=described(
+            "Directory made by `pluglm corpus build`, relative to where you start; or its URL on "
+            "any filesystem that fsspec knows."
+        )
     )
     more_corpora: tuple[str, ...] = documented(
         (),
@@ -85,6 +88,18 @@ class DataSettings:
         "data.phase_lengths.",
         minimum=1,
         may_be_empty=True,
+    )
+    shuffle_files: int = documented(
+        0,
+        "How many files of a corpus are shuffled together at a time, so that no others need be on "
+        "the node; files come in another order each epoch. 0: all of them.",
+        minimum=0,
+    )
+    cache_gib: float = documented(
+        64.0,
+        "GiB that parts of corpora on other filesystems, and of Parquet, may take on each node, in "
+        "the directory of PLUGLM_CACHE_DIR.",
+        above=0,
     )
     length_buckets: bool = documented(
         False,

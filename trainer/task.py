@@ -11,11 +11,13 @@ import numpy as np
 
 from memory_server.store.store import Store
 from trainer.corpus.info import CorpusInfo, load_corpus_info
+from trainer.corpus.remote import local_corpus
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.data.cursor import Cursor
 from trainer.data.joined import JoinedSequences
 from trainer.data.masking import MaskingSettings
-from trainer.data.order import MixedOrder
+from trainer.data.order import order_of
+from trainer.data.part_cache import PartCache
 from trainer.data.pieces import Phases
 from trainer.data.positives import PositiveEntries
 from trainer.data.sequences import SequenceDataset
@@ -58,15 +60,15 @@ class CorpusTask:
     """Masked-LM pre-training on corpora made by `pluglm corpus build`.
 
     Args:
-        corpus: the corpus directory; `data.more_corpora` of the settings come beside it.
+        corpus: the corpus directory, or its URL; `data.more_corpora` come beside it.
         store: the memory's store, whose entries of the same documents are the positives.
         version: content version of the store that the run began with; None: the store's head.
             A run that is resumed must be given the checkpoint's, because the store may have moved
             on while the memory serves what it served.
     """
 
-    corpus: Path
-    store: Path
+    corpus: Path | str
+    store: Path | str
     version: str | None = None
 
     def open(
@@ -75,11 +77,9 @@ class CorpusTask:
         """See `Task.open`."""
         data = settings.data
         infos = self._infos(settings)
-        datasets = [SequenceDataset(info.sequences_path) for info in infos]
-        order = None
-        if len(datasets) > 1:
-            sizes = [len(dataset) for dataset in datasets]
-            order = MixedOrder(sizes, data.weights, settings.run.seed)
+        datasets = [
+            SequenceDataset(info.sequences_path, cache_gib=data.cache_gib) for info in infos
+        ]
         return BatchStream(
             JoinedSequences(datasets, pad_token_id=infos[0].pad_token_id),
             PositiveEntries(Store.open(self.store), self.version),
@@ -95,13 +95,19 @@ class CorpusTask:
                 micro_batch_size=settings.micro_batch_size,
                 batch_tokens=settings.optim.batch_tokens,
                 length_buckets=data.length_buckets,
+                by_file=data.shuffle_files > 0,
                 phases=Phases(data.phase_lengths or (0,), data.phase_steps),
             ),
             rank=rank,
             world_size=world_size,
             cursor=cursor,
             step=step,
-            order=order,
+            order=order_of(
+                [dataset.rows for dataset in datasets],
+                weights=data.weights,
+                files=data.shuffle_files,
+                seed=settings.run.seed,
+            ),
         )
 
     def heldout(
@@ -125,16 +131,18 @@ class CorpusTask:
         )
 
     def _infos(self, settings: TrainSettings) -> list[CorpusInfo]:
-        return [load_corpus_info(p) for p in (self.corpus, *map(Path, settings.data.more_corpora))]
+        cache = PartCache.of_this_machine(settings.data.cache_gib)
+        corpora = (self.corpus, *settings.data.more_corpora)
+        return [load_corpus_info(local_corpus(corpus, cache)) for corpus in corpora]
 
     def content_version(self, step: int) -> str | None:
         """A corpus's memory does not change while it trains."""
         return None
 
 
-def corpus_vocab(corpus: Path) -> VocabTables:
+def corpus_vocab(corpus: Path | str) -> VocabTables:
     """The masking tables of a corpus's tokenizer and token counts."""
-    return corpora_vocab([load_corpus_info(corpus)])
+    return corpora_vocab([load_corpus_info(local_corpus(corpus))])
 
 
 def corpora_vocab(infos: Sequence[CorpusInfo]) -> VocabTables:

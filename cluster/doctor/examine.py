@@ -30,6 +30,7 @@ from memory_server.errors import MemoryServerError
 from trainer.build import count_parameters
 from trainer.checkpoint import committed_checkpoints
 from trainer.corpus.errors import CorpusError
+from trainer.corpus.remote import absolute, is_url
 from trainer.settings import ConfigError
 
 _FACTS_TIMEOUT_S = 120.0
@@ -83,8 +84,8 @@ def _of_run(
     # One more than are kept is on the disk while it is written; what a run left is there already.
     more = max(1, config.checkpoint.keep + 1 - len(committed_checkpoints(run_dir)))
     needed[place] = weights * _CHECKPOINT_BYTES_PER_WEIGHT * more
-    sources = (*map(Path, config.data.corpora), source.store)
-    read_only.update(str(path.resolve()) for path in sources)
+    sources = (*config.data.corpora, str(source.store))
+    read_only.update(absolute(place) for place in sources if not is_url(place))
     yield Finding(
         grade="ok", what=f"the configuration fits its corpus: {weights / 1e6:,.1f} million weights"
     )

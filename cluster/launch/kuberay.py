@@ -15,6 +15,7 @@ import yaml
 
 from cluster.errors import LaunchError
 from cluster.launch.plan import LaunchPlan
+from trainer.corpus.remote import is_url
 
 _CONFIG_DIR = "/etc/pluglm"
 _CONFIG_FILE = "config.toml"
@@ -49,7 +50,8 @@ def kuberay_manifests(
     data = plan.config.data
     needed = [("run.dir", plan.config.run.dir), ("data.corpus", data.corpus)]
     for key, path in (*needed, *(("data.more_corpora", more) for more in data.more_corpora)):
-        if not posixpath.normpath(path).startswith(f"{posixpath.normpath(mount)}/"):
+        below = posixpath.normpath(path).startswith(f"{posixpath.normpath(mount)}/")
+        if not below and not (key != "run.dir" and is_url(path)):
             raise LaunchError(
                 f"{key} = {path!r}: must lie below {mount}, where all pods see the claim {claim!r}"
             )

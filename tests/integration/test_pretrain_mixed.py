@@ -36,7 +36,10 @@ def losses(config: Path, *words: str) -> list[dict[str, Any]]:
     return run.lines("train")
 
 
-def test_ranks_and_passes_do_not_change_what_is_learned(tmp_path: Path) -> None:
+def test_ranks_and_passes_do_not_change_what_is_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLUGLM_CACHE_DIR", str(tmp_path / "cache"))
     first = load_corpus_info(make_corpus(tmp_path))
     text = tmp_path / "long.txt"
     towns = [f"the tea of town {i} is {'very ' * (i % 37)}good" for i in range(90)]
@@ -57,6 +60,7 @@ def test_ranks_and_passes_do_not_change_what_is_learned(tmp_path: Path) -> None:
     )
     two = losses(
         write_config(tmp_path, first.path, name="two"),
+        f"data.corpus=file://{first.path}",  # as if it lay on another filesystem
         *(more, "runtime.trainers=2", "runtime.micro_batch_size=8", "runtime.zero_stage=1"),
     )
     assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 9))

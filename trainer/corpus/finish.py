@@ -65,7 +65,7 @@ def finish(
     for kind, place in places.items():
         place.mkdir(exist_ok=True)
         tasks += plan(kind, done, space.chunks, place, settings.rows_per_file, meta)
-    counts = _join(tasks, workers, report)
+    counts, rows = _join(tasks, workers, report)
     counts[[tokenizer.pad, tokenizer.cls, tokenizer.sep]] = 0
     np.save(space.final / "token_counts.npy", counts)
     store.commit(
@@ -73,18 +73,22 @@ def finish(
         message=f"corpus of {', '.join(source.name for source in sources)}",
     )
     space.publish()
-    write_json(space.out / MANIFEST, _manifest(settings, sources, tokenizer, done, request))
+    write_json(space.out / MANIFEST, _manifest(settings, sources, tokenizer, done, rows, request))
     space.discard()
 
 
-def _join(tasks: Sequence[JoinTask], workers: int, report: Report) -> Int64Array:
-    """Write all files; the tokens of the training sequences, counted."""
+def _join(
+    tasks: Sequence[JoinTask], workers: int, report: Report
+) -> tuple[Int64Array, dict[str, int]]:
+    """Write all files; (tokens of the training sequences, counted; rows of their files)."""
+    rows: dict[str, int] = {}
     counts: Int64Array = np.zeros(tasks[0].meta.vocab_size, dtype=np.int64)
     for number, joined in enumerate(run_tasks(join, tasks, workers=min(workers, len(tasks))), 1):
         if joined.kind == TRAIN and joined.counts is not None:
             counts += joined.counts
+            rows[Path(joined.file).name] = joined.rows
         report(BuildProgress(stage="writing", done=number, total=len(tasks)))
-    return counts
+    return counts, rows
 
 
 def _totals(done: Sequence[ChunkDone]) -> dict[str, int]:
@@ -117,6 +121,7 @@ def _manifest(
     sources: Sequence[Source],
     tokenizer: TokenizerFacts,
     done: Sequence[ChunkDone],
+    sequence_rows: Mapping[str, int],
     request: Mapping[str, Any],
 ) -> dict[str, Any]:
     totals = _totals(done)
@@ -141,5 +146,7 @@ def _manifest(
         "entry_tokens": settings.entry_tokens,
         **totals,
         "sources": per_source,
+        # So that whoever fetches parts one by one knows which rows are where.
+        "sequence_rows": dict(sorted(sequence_rows.items())),
         **request,
     }

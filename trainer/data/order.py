@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data import rng
-from trainer.data.cursor import Cursor, batch_epochs, global_batch
+from trainer.data.cursor import Cursor, batch_epochs
 from trainer.data.shuffle import permute
 
 Int64Array = NDArray[np.int64]
@@ -45,17 +45,92 @@ class Order(Protocol):
         """The next `count` sequences. Raises ValueError: count < 1, or no cursor of this order."""
 
 
+class Shuffle(Protocol):
+    """The order of one dataset's sequences within each epoch: a bijection on [0, size)."""
+
+    @property
+    def size(self) -> int:
+        """Sequences of the dataset."""
+
+    def at(self, positions: Int64Array, epoch: int) -> Int64Array:
+        """The sequences at these positions of an epoch, int64 of the same shape [X]."""
+
+
+@dataclass(frozen=True)
+class WholeShuffle:
+    """All sequences in one shuffle."""
+
+    size: int
+    seed: int
+
+    def at(self, positions: Int64Array, epoch: int) -> Int64Array:
+        """See `Shuffle.at`."""
+        return permute(positions, n=self.size, seed=self.seed, epoch=epoch)
+
+
+class FileShuffle:
+    """Files in another order each epoch, and so many of them at a time shuffled together.
+
+    While one group lasts, only its files are read, so that a corpus on another filesystem need not
+    be in the cache as a whole. Memory is of the order of the number of files.
+    """
+
+    def __init__(self, rows: Sequence[int], files: int, seed: int) -> None:
+        """Note the files.
+
+        Args:
+            rows: sequences of each file.
+            files: how many are shuffled together, at least 1.
+            seed: of both shuffles.
+        """
+        if files < 1 or not len(rows):
+            raise ValueError(f"need files >= 1 and at least one file, got {files} of {len(rows)}")
+        self._rows, self._files, self._seed = np.asarray(rows, dtype=np.int64), files, seed
+        self._starts = np.concatenate([[0], np.cumsum(self._rows)])
+
+    @property
+    def size(self) -> int:
+        """See `Shuffle.size`."""
+        return int(self._starts[-1])
+
+    def at(self, positions: Int64Array, epoch: int) -> Int64Array:
+        """See `Shuffle.at`."""
+        count = len(self._rows)
+        files = permute(np.arange(count), n=count, seed=self._seed, epoch=epoch)
+        ends = np.cumsum(self._rows[files])
+        last = np.minimum(np.arange(self._files, count + self._files, self._files), count)
+        group_ends = ends[last - 1]
+        group = np.searchsorted(group_ends, positions, side="right")
+        found = np.empty_like(positions)
+        for number in np.unique(group):
+            here = np.flatnonzero(group == number)
+            begin = 0 if number == 0 else int(group_ends[number - 1])
+            size = int(group_ends[number]) - begin
+            seed = int(rng.derive_key(self._seed, int(number))[0]) % 2**63
+            within = begin + permute(positions[here] - begin, n=size, seed=seed, epoch=epoch)
+            file = np.searchsorted(ends, within, side="right")
+            offset = within - (ends[file] - self._rows[files[file]])
+            found[here] = self._starts[files[file]] + offset
+        return found
+
+
 @dataclass(frozen=True)
 class ShuffledOrder:
-    """One dataset of n sequences: every epoch is another shuffle, each sequence once in it."""
+    """One dataset: every epoch is another shuffle, each sequence once in it."""
 
-    n: int
-    seed: int
+    shuffle: Shuffle
 
     def take(self, cursor: Cursor, count: int) -> Taken:
         """See `Order.take`."""
-        indices, following = global_batch(cursor, n=self.n, batch_size=count, seed=self.seed)
-        epochs = batch_epochs(cursor, n=self.n, batch_size=count)
+        n = self.shuffle.size
+        epochs = batch_epochs(cursor, n=n, batch_size=count)
+        positions = (cursor.position + np.arange(count, dtype=np.int64)) % n
+        indices = np.empty(count, dtype=np.int64)
+        for epoch in np.unique(epochs):
+            now = epochs == epoch
+            indices[now] = self.shuffle.at(positions[now], int(epoch))
+        passed, position = divmod(cursor.position + count, n)
+        following = Cursor(cursor.epoch + passed, position)
         return Taken(indices=indices, epochs=epochs, cursor=following)
 
 
@@ -67,17 +142,18 @@ class MixedOrder:
     position counts all sequences so far; its epoch stays 0, because datasets end at other times.
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
+    def __init__(self, shuffles: Sequence[Shuffle], weights: Sequence[float], seed: int) -> None:
         """Deal the period.
 
         Args:
-            sizes: sequences of each dataset.
+            shuffles: of each dataset.
             weights: its share, in any unit; empty: in proportion to the sizes.
             seed: of the order.
 
         Raises:
             ValueError: another number of weights than datasets, or a weight that is too small.
         """
+        sizes = [shuffle.size for shuffle in shuffles]
         shares = np.asarray(weights if len(weights) else sizes, dtype=np.float64)
         if len(shares) != len(sizes) or not len(sizes) or min(sizes) < 1:
             raise ValueError(
@@ -92,7 +168,7 @@ class MixedOrder:
                 f"weights {shares.tolist()}: number {int(np.argmin(counts)) + 1} is less than "
                 f"1/{_PERIOD} of all; leave that one out or raise its weight"
             )
-        self._sizes, self._seed, self._counts = tuple(sizes), seed, counts
+        self._shuffles, self._counts = tuple(shuffles), counts
         self._offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         dealt = np.repeat(np.arange(len(counts)), counts)
         self._dataset = dealt[permute(np.arange(_PERIOD), n=_PERIOD, seed=seed, epoch=0)]
@@ -114,16 +190,15 @@ class MixedOrder:
         period, place = np.divmod(positions, _PERIOD)
         datasets = self._dataset[place]
         indices, epochs = np.empty((2, count), dtype=np.int64)
-        for number, size in enumerate(self._sizes):
+        for number, shuffle in enumerate(self._shuffles):
             here = np.flatnonzero(datasets == number)
             if not here.size:
                 continue
             nth = period[here] * self._counts[number] + self._before[place[here]]
-            epochs[here], within = np.divmod(nth, size)
-            seed = int(rng.derive_key(self._seed, number)[0]) % 2**63
+            epochs[here], within = np.divmod(nth, shuffle.size)
             for epoch in np.unique(epochs[here]):
                 now = epochs[here] == epoch
-                shuffled = permute(within[now], n=size, seed=seed, epoch=int(epoch))
+                shuffled = shuffle.at(within[now], int(epoch))
                 indices[here[now]] = self._offsets[number] + shuffled
         return Taken(indices=indices, epochs=epochs, cursor=Cursor(0, cursor.position + count))
 
@@ -135,3 +210,23 @@ def _whole_shares(shares: NDArray[np.float64]) -> Int64Array:
     missing = _PERIOD - int(counts.sum())
     counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
     return counts
+
+
+def order_of(
+    rows: Sequence[Sequence[int]], *, weights: Sequence[float], files: int, seed: int
+) -> Order:
+    """The order of one dataset or several.
+
+    Args:
+        rows: for each dataset, the sequences of each of its files.
+        weights: as in `MixedOrder`.
+        files: as in `FileShuffle`; 0: all of a dataset's sequences are shuffled together.
+        seed: of everything.
+    """
+    shuffles: list[Shuffle] = []
+    for number, of_files in enumerate(rows):
+        # A single dataset's order is that of the seed itself.
+        own = seed if len(rows) == 1 else int(rng.derive_key(seed, number)[0]) % 2**63
+        whole = WholeShuffle(sum(of_files), own)
+        shuffles.append(FileShuffle(of_files, files, own) if files else whole)
+    return ShuffledOrder(shuffles[0]) if len(rows) == 1 else MixedOrder(shuffles, weights, seed)

@@ -22,7 +22,7 @@ from torch import Tensor
 from trainer.data.cursor import Cursor, rank_slice
 from trainer.data.dealing import deal, within_tokens
 from trainer.data.masking import MaskingSettings, mask_batch
-from trainer.data.order import Order, ShuffledOrder
+from trainer.data.order import Order, ShuffledOrder, WholeShuffle
 from trainer.data.pieces import ALWAYS_WHOLE, Phases, cut
 from trainer.data.positives import Positives
 from trainer.data.sequences import SequenceBatch
@@ -102,6 +102,7 @@ class Cutting:
             if a step is full.
         batch_tokens: most tokens per step, padding not counted; 0: no limit.
         length_buckets: put sequences of like length into one micro-batch.
+        by_file: deal a step's sequences in the order of their files, so that each rank reads few.
         phases: how long sequences are at which step.
     """
 
@@ -109,6 +110,7 @@ class Cutting:
     micro_batch_size: int
     batch_tokens: int = 0
     length_buckets: bool = False
+    by_file: bool = False
     phases: Phases = ALWAYS_WHOLE
 
 
@@ -137,7 +139,7 @@ def step_batches(
     Raises:
         ValueError: the batch does not divide, or the cursor is not of this dataset.
     """
-    order = order or ShuffledOrder(len(dataset), seed)
+    order = order or ShuffledOrder(WholeShuffle(len(dataset), seed))
     size, micro = cutting.batch_size, cutting.micro_batch_size
     taken = order.take(cursor, size)
     pad = masking.vocab.pad_token_id
@@ -167,7 +169,8 @@ def step_batches(
             by_tokens=cutting.batch_tokens > 0,
         )[rank]
     else:
-        share = rank_slice(np.arange(size), rank, world_size)
+        places = np.argsort(taken.indices, kind="stable") if cutting.by_file else np.arange(size)
+        share = rank_slice(places, rank, world_size)
         dealt = [share[start : start + micro] for start in range(0, len(share), micro)]
     places = np.concatenate(dealt)
     mine, epochs = taken.indices[places], taken.epochs[places]
@@ -264,7 +267,7 @@ class BatchStream(Iterator[list[TrainBatch]]):
                 f"batch_size={batch_size} must be a multiple of micro_batch_size x trainers "
                 f"= {micro_batch_size} x {world_size}"
             )
-        order = order or ShuffledOrder(len(dataset), seed)
+        order = order or ShuffledOrder(WholeShuffle(len(dataset), seed))
         order.take(cursor, 1)
         rank_slice(np.empty(batch_size, dtype=np.int64), rank, world_size)
 
