@@ -31,6 +31,16 @@ _OPTIM = ("optimizer", "lr", "fused", "grad_clip")
 Numbers = dict[str, Any]
 
 
+@cache
+def computes_in(precision: str) -> bool:
+    """Whether this machine's CPU can; asked as DeepSpeed does. Not all have float16."""
+    if precision == "fp16":
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    if precision == "bf16":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return True
+
+
 @dataclass(frozen=True)
 class Found:
     """A reply of the memory, as far as the model reads it."""

@@ -12,6 +12,7 @@ import torch
 
 from tests.multiprocess.engine_case import (
     Numbers,
+    computes_in,
     engine_losses,
     new_model,
     plain_losses,
@@ -42,6 +43,10 @@ class Case:
     norm: str = "batch"
     optimizer: str = "adamw"
     offload: str = "none"  # before; what goes on has everything beside the weights
+
+    @property
+    def runs_here(self) -> bool:
+        return computes_in(self.precision)
 
     @property
     def folder(self) -> str:
@@ -91,7 +96,7 @@ def write(rank: int, home: Path, ranks: int) -> dict[str, Numbers]:
     """Train to the middle under every stage that a case begins with, and save."""
     told: dict[str, Numbers] = {}
     for case in CASES:
-        if case.ranks == ranks and case.folder not in told:
+        if case.runs_here and case.ranks == ranks and case.folder not in told:
             settings = case.settings(then=False)
             engine = TrainingEngine(new_model(settings), settings, "cpu")
             losses = engine_losses(engine, rank, range(SAVED_AT))
@@ -109,7 +114,7 @@ def write(rank: int, home: Path, ranks: int) -> dict[str, Numbers]:
 def go_on(rank: int, home: Path, ranks: int, counters: dict[str, Any]) -> dict[str, Numbers]:
     told: dict[str, Numbers] = {}
     for case in CASES:
-        if case.then_ranks == ranks:
+        if case.runs_here and case.then_ranks == ranks:
             settings = case.settings(then=True)
             engine = TrainingEngine(new_model(settings, seed=99), settings, "cpu")
             engine.load(home / case.folder, counters[case.folder])
@@ -167,7 +172,19 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return Outcome(before, after, refused, files)
 
 
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_case = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case,
+            id=str(case),
+            marks=pytest.mark.skipif(
+                not case.runs_here, reason=f"this CPU does not compute in {case.precision}"
+            ),
+        )
+        for case in CASES
+    ],
+)
 
 
 @every_case
@@ -205,6 +222,7 @@ def test_steps_are_counted_on_and_statistics_are_equal_on_all_ranks(
             assert torch.equal(own["buffers"][name], value), name
 
 
+@pytest.mark.skipif(not computes_in("fp16"), reason="this CPU does not compute in fp16")
 def test_the_loss_scale_is_carried_on(outcome: Outcome) -> None:
     case = next(case for case in CASES if case.precision == "fp16")
     before = outcome.before[case.folder][0]["counters"]["loss_scale"]
@@ -224,7 +242,7 @@ def test_the_uninterrupted_run_is_that_of_plain_torch(outcome: Outcome) -> None:
 
 
 def test_every_rank_writes_a_file_of_its_own(outcome: Outcome) -> None:
-    for case in CASES:
+    for case in (case for case in CASES if case.runs_here):
         states = [name for name in outcome.files[case.folder] if name.startswith("state-")]
         assert len(states) == case.ranks
         assert not [name for name in outcome.files[case.folder] if name.endswith(".pt")]
