@@ -132,12 +132,13 @@ def opened_store(given: str, *, check: bool = True) -> Store:
 def near_store(given: str) -> tuple[Path, ...]:
     """Where the tokenizer of the store that an argument leads to may lie."""
     from cluster.cli.places import is_run, run_config
+    from trainer.corpus.remote import local_corpus
 
     if "://" in given:
         return ()
     path = Path(given)
     if is_run(path):
-        return (path, Path(run_config(path).data.corpus))
+        return (path, local_corpus(run_config(path).data.corpus))
     return (path,)
 
 

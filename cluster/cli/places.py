@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.config import ConfigError, PretrainConfig, load_config
 from trainer.corpus.info import MANIFEST as CORPUS_FILE
 from trainer.corpus.info import load_corpus_info
+from trainer.corpus.remote import corpus_memory, is_url, location
 
 CONFIG_FILE = "config.toml"
 STORE_FILE = "store.json"
@@ -55,7 +56,7 @@ def run_model(run_dir: Path) -> Path:
     return path
 
 
-def memory_path(path: Path) -> Path:
+def memory_path(path: Path) -> Path | str:
     """The store that a path leads to: itself, a corpus's own memory, or the one a run read.
 
     Raises:
@@ -73,7 +74,9 @@ def memory_path(path: Path) -> Path:
     if is_run(path):
         config = run_config(path)
         if config.memory.store:
-            return Path(config.memory.store)
+            return location(config.memory.store)
+        if is_url(config.data.corpus):
+            return corpus_memory(config.data.corpus)
         return load_corpus_info(config.data.corpus).memory_path
     if any(is_run(child) for child in path.glob("*")):
         raise no_run(path)

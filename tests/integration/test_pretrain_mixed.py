@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cluster.cli import main
 from tests.integration.support_pretrain import make_corpus, pretraining, write_config
 from trainer.corpus.build import build_corpus
 from trainer.corpus.info import load_corpus_info
@@ -63,6 +64,9 @@ def test_ranks_and_passes_do_not_change_what_is_learned(
         f"data.corpus=file://{first.path}",  # as if it lay on another filesystem
         *(more, "runtime.trainers=2", "runtime.micro_batch_size=8", "runtime.zero_stage=1"),
     )
+    # Other commands find a corpus by its URL, too.
+    for words in (["checkpoint", "verify"], ["memory", "info"], ["evaluate"]):
+        assert main([*words, str(tmp_path / "two")]) == 0, words
     assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 9))
     for alone, together in zip(one, two, strict=True):
         assert math.isclose(alone["mlm_loss"], together["mlm_loss"], rel_tol=2e-4)
