@@ -2,8 +2,8 @@
 
 A part on another filesystem, or one in Parquet, becomes an Arrow file of one record batch in a
 cache directory when the first sequence of it is wanted. All processes of a node share the cache;
-when it is full, what was used least recently goes. A file that goes while it is mapped stays
-readable for whoever has mapped it.
+when it is full, what was asked for least recently goes. Whoever has mapped such a file can read it
+on, and unmaps it when it asks for another part, which gives the disk space back.
 """
 
 from __future__ import annotations

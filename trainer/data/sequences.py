@@ -24,7 +24,8 @@ from trainer.data.part_cache import DEFAULT_CACHE_GIB, PartCache
 Int64Array = NDArray[np.int64]
 Int32Array = NDArray[np.int32]
 
-# In a folder whose parts lie elsewhere: {"folder": URL, "parts": [names], "rows": [counts]}.
+# In a folder whose parts lie elsewhere: {"folder": URL, "parts": [names], "rows": [counts] or null,
+# "sequence_length": tokens or null}.
 ELSEWHERE = "elsewhere.json"
 
 _PATTERN = "part-*"
@@ -60,8 +61,9 @@ class SequenceBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """Read-only views of one mapped file of N rows; tokens [N,T], the rest [N]."""
+    """Read-only views of one mapped file `local` of N rows; tokens [N,T], the rest [N]."""
 
+    local: Path
     tokens: NDArray[Any]
     doc_ids: Int64Array
     first_entry: Int32Array
@@ -133,6 +135,7 @@ class SequenceDataset:
         if part is None:
             where, rows = self._found[number]
             part = _open_part(self._on_disk(where), where)
+            self._let_go()
             self._check_length(where, part)
             if len(part.doc_ids) != rows:
                 raise SequencesDamaged(
@@ -141,6 +144,13 @@ class SequenceDataset:
                 )
             self._parts[number] = part
         return part
+
+    def _let_go(self) -> None:
+        """Unmap parts that have left the cache: a file keeps its disk space while it is mapped."""
+        for number, part in enumerate(self._parts):
+            told = self._found[number][1] is not None
+            if part is not None and told and not part.local.exists():
+                self._parts[number] = None
 
     def _check_length(self, where: str, part: _Part) -> None:
         if part.tokens.shape[1] != self.sequence_length:
@@ -247,6 +257,7 @@ def _open_part(local: Path, path: str) -> _Part:
     tokens = batch.column("input_ids")
     length = tokens.type.list_size
     return _Part(
+        local=local,
         tokens=tokens.flatten().to_numpy(zero_copy_only=True).reshape(-1, length),
         doc_ids=batch.column("doc_id").to_numpy(zero_copy_only=True),
         first_entry=batch.column("first_entry").to_numpy(zero_copy_only=True),

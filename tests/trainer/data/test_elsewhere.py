@@ -137,7 +137,9 @@ def test_the_cache_keeps_what_was_used_last(corpus: CorpusInfo, far: str, cache:
     kept = parts_in(cache)
     assert 1 <= len(kept) < len(sizes)
     assert sum(path.stat().st_size for path in kept) <= room
-    # What was mapped before it went stays readable.
+    mapped = [part for part in dataset._parts if part is not None]
+    assert all(part.local.exists() for part in mapped), "a mapped file keeps its disk space"
+    # What went is fetched again.
     again = dataset.gather(np.arange(len(dataset)))
     np.testing.assert_array_equal(whole.input_ids, again.input_ids)
 
