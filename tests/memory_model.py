@@ -57,7 +57,7 @@ class MemoryModel:
     store: Store
     memory: Memory
     restart: Callable[[int], Memory] | None
-    kill: Callable[[random.Random], bool] | None
+    kill: Callable[[random.Random], None] | None
     choose: random.Random
     first_weights: int
     contents: dict[str, Content] = field(default_factory=dict)
@@ -276,14 +276,10 @@ class MemoryModel:
         self.epochs = {info.epoch: (info.content_version, weights)}
 
     def kill_something(self) -> None:
-        """A process of the memory dies; whatever is asked next is answered all the same."""
+        """A process of the memory dies; whatever is asked next is answered all the same, and what
+        is pinned can be read as before."""
         assert self.kill is not None
-        if self.kill(self.choose):
-            # Who reads what is not kept through the coordinator's death: what was released is gone.
-            self.pins.clear()
-            for epoch in self.released & set(self.epochs):
-                del self.epochs[epoch]
-            self.released.clear()
+        self.kill(self.choose)
 
     # --- how it is done ---------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from model.query_norm import QueryBatchNorm
 from trainer.deepspeed_config import deepspeed_config
 from trainer.distributed import sum_over_ranks
 from trainer.engine_counters import leave_step_out, read_counters, set_counters
-from trainer.held_layouts import held_state
+from trainer.held_layouts import held_part, held_state
 from trainer.lamb import Lamb
 from trainer.optim import lr_factor, make_optimizer
 from trainer.parameter_files import Written, load_buffers, read_parts, write_buffers, write_parts
@@ -135,8 +135,7 @@ class TrainingEngine:
 
     def weights_are_finite(self) -> bool:
         """Whether this rank's part of the weights is finite; not collective, waits."""
-        # Under ZeRO-3 a parameter is empty here, and this rank's part of it is beside it.
-        parts = [getattr(p, "ds_tensor", p).detach() for p in self.model.parameters()]
+        parts = [held_part(parameter) for parameter in self.model.parameters()]
         return bool(torch.stack([torch.isfinite(part).all() for part in parts]).all())
 
     def forward_backward(self, **inputs: Any) -> Any:

@@ -26,6 +26,27 @@ def held_state(engine: Any) -> HeldState:
     return _SliceOfAll(engine) if stage else _Whole(engine)
 
 
+def held_part(parameter: Any) -> Tensor:
+    """What a rank holds of a parameter, [n] or of its shape: without what fills up its slice.
+
+    Under ZeRO-3 the parameter itself is empty. DeepSpeed never writes the end of the last slices,
+    so that there is whatever the memory held before.
+    """
+    if not hasattr(parameter, "ds_tensor"):
+        whole: Tensor = parameter.detach()
+        return whole
+    _, numel = _place(parameter)
+    slice_: Tensor = parameter.ds_tensor.detach().view(-1)[:numel]
+    return slice_
+
+
+def _place(parameter: Any) -> tuple[int, int]:
+    """ZeRO-3: (where this rank's slice of a parameter begins, its elements without padding)."""
+    padded = parameter.partition_numel()
+    start = padded * parameter.ds_zero_partition_rank
+    return start, max(0, min(padded, parameter.ds_numel - start))
+
+
 class _Whole(HeldState):
     """Stage 0: every rank holds every parameter, in float32 beside a narrower one or by itself."""
 
@@ -120,7 +141,7 @@ class _SliceOfEach(HeldState):
         parts = []
         for name, parameter in _named(self._model):
             padded = parameter.partition_numel()
-            start, numel = self._place(parameter)
+            start, numel = _place(parameter)
             if not numel:
                 continue
             parts.append(
@@ -167,18 +188,12 @@ class _SliceOfEach(HeldState):
         for store, group in zip(stores, wrapper.fp16_groups, strict=True):
             spans, before = [], 0
             for which, parameter in enumerate(group):
-                _, numel = self._place(parameter)
+                _, numel = _place(parameter)
                 if numel:
                     spans.append(Span(start=before, numel=numel, which=which))
                 before += parameter.partition_numel()
             found[id(store)] = Layout(spans=tuple(spans), parameters=len(group))
         return found
-
-    def _place(self, parameter: Any) -> tuple[int, int]:
-        """(where this rank's slice of a parameter begins, its elements without padding)."""
-        padded = parameter.partition_numel()
-        start = padded * self._engine.optimizer._get_param_partition_rank(parameter)
-        return start, max(0, min(padded, parameter.ds_numel - start))
 
     def _stores(self) -> Iterator[Tensor]:
         yield from self._engine.optimizer.fp32_partitioned_groups_flat

@@ -299,7 +299,7 @@ class RayMemory:
 
     def pin(self, epoch: int | None = None, *, lease_s: float = 60.0) -> RayPin:
         """See `Memory.pin`."""
-        pin, pinned = self._control("pin", epoch, lease_s)
+        pin, pinned = self._control("pin", secrets.token_hex(8), epoch, lease_s)
         return RayPin(self._leader, pin, pinned)
 
     def release(self, epoch: int) -> None:

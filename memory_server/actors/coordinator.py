@@ -195,12 +195,11 @@ class Coordinator:
             self._replicas.wait_until_followed(self._book.orders(), wait_s, patient=False)
         self._replicas.tell(self._book.orders())
 
-    def pin(self, epoch: int | None, lease_s: float) -> tuple[int, int]:
-        """(the pin, its epoch)"""
+    def pin(self, request: str, epoch: int | None, lease_s: float) -> tuple[int, int]:
+        """(the pin, its epoch); a call that is repeated with its token gets the same pin."""
         self._check()
         with self._book.change("pin") as server:
-            pin = server.epochs.pin(epoch, lease_s, time.monotonic())
-            server.leases[pin.id] = lease_s
+            pin = server.pin(request, epoch, lease_s, time.monotonic())
         return pin.id, pin.epoch
 
     def renew(self, pin: int) -> None:

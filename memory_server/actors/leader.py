@@ -59,8 +59,8 @@ class RayPin:
 
     def close(self) -> None:
         if not self._closed:
+            self._leader.call("unpin", self._pin)  # if it is lost, closing again lets go
             self._closed = True
-            self._leader.call("unpin", self._pin)
 
     def __enter__(self) -> Self:
         return self

@@ -21,6 +21,8 @@ class ServerBook:
             repeated after a restart does not stage another one.
         switches: likewise, the newest calls that made an epoch live, so that one which is repeated
             after its answer was lost is told so, and does not undo a later switch.
+        pinned: likewise, the newest calls that pinned an epoch, and their pins: a repeated one
+            gets the same pin, since nobody would let go of a second one.
         successors: epochs that were staged again on what is live now, and their successors.
         leases: seconds of each pin; after a restart every lease begins anew.
         joins: how often each replica, "shard-replica", came up.
@@ -30,6 +32,7 @@ class ServerBook:
     revision: int = 0
     requests: dict[str, int] = field(default_factory=dict)
     switches: dict[str, int] = field(default_factory=dict)
+    pinned: dict[str, int] = field(default_factory=dict)
     successors: dict[int, int] = field(default_factory=dict)
     leases: dict[int, float] = field(default_factory=dict)
     joins: dict[str, int] = field(default_factory=dict)
@@ -39,6 +42,16 @@ class ServerBook:
 
     def remember_switch(self, token: str, epoch: int) -> None:
         _remember(self.switches, token, epoch)
+
+    def pin(self, token: str, epoch: int | None, lease_s: float, now: float) -> Pin:
+        """`EpochBook.pin`, once for a token."""
+        known = self.epochs.pins.get(self.pinned.get(token, -1))
+        if known is not None:
+            return known
+        pin = self.epochs.pin(epoch, lease_s, now)
+        self.leases[pin.id] = lease_s
+        _remember(self.pinned, token, pin.id)
+        return pin
 
     def tidy(self) -> None:
         """Drop what belongs to pins and epochs that are gone, and all but the newest failures."""
@@ -96,6 +109,7 @@ def book_as_json(server: ServerBook) -> dict[str, Any]:
         ],
         "requests": server.requests,
         "switches": server.switches,
+        "pinned": server.pinned,
         "successors": {str(epoch): other for epoch, other in server.successors.items()},
         "joins": server.joins,
     }
@@ -129,6 +143,7 @@ def book_from_json(raw: Mapping[str, Any], now: float) -> ServerBook:
         revision=raw["revision"],
         requests=dict(raw["requests"]),
         switches=dict(raw.get("switches", {})),
+        pinned=dict(raw.get("pinned", {})),
         successors={int(epoch): other for epoch, other in raw["successors"].items()},
         leases=leases,
         joins=dict(raw["joins"]),

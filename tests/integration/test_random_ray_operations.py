@@ -32,12 +32,11 @@ def run(path: Path, *, seed: int, operations: int, kill_weight: float = 0.1) -> 
         deadline_s=60.0,
     )
 
-    def kill(choose: random.Random) -> bool:
-        """Kill an actor, which Ray starts again; whether it was the coordinator."""
+    def kill(choose: random.Random) -> None:
+        """Kill an actor, which Ray starts again."""
         actors = [shard_name(name, s, r) for s in range(SHARDS) for r in range(REPLICAS)]
         chosen = choose.choice([name, *actors])
         ray.kill(ray.get_actor(chosen, namespace=NAMESPACE), no_restart=False)
-        return chosen == name
 
     model = MemoryModel(
         store=store,

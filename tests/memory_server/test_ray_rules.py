@@ -12,6 +12,7 @@ import torch
 from memory_server.actors.book import KeptBook
 from memory_server.actors.coming_up import ComingUp
 from memory_server.actors.follower import Follower
+from memory_server.actors.leader import RayPin
 from memory_server.actors.metrics import latency_sample
 from memory_server.actors.names import Address, memory_of, shard_name
 from memory_server.actors.orders import Need, Order, Orders, judge, orders_of, progress, shortage
@@ -20,6 +21,7 @@ from memory_server.actors.restored import RestoredShard
 from memory_server.actors.server_book import ServerBook
 from memory_server.actors.state import StateDirectory
 from memory_server.errors import (
+    CoordinatorLost,
     MemoryServerError,
     RefreshFailed,
     ShardRestoring,
@@ -302,6 +304,42 @@ def test_a_state_that_cannot_be_written_says_so_and_cleaning_up_undoes_nothing(
         with pytest.raises(StateUnusable, match="read-only"):
             state.save_weights(2, {"a": torch.zeros(2)})
     assert book.copied().switches == {"token": 1}
+
+
+def test_a_repeated_call_for_a_pin_gets_the_same_one_over_a_restart(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "state")
+    state.create(of_weights(1))
+    state.save_weights(1, {"a": torch.zeros(2)})
+    book = KeptBook(state, booked=lambda what: None)
+    with book.change("pin") as server:
+        first = server.pin("token", None, 60.0, 0.0)
+    book.close()
+    book = KeptBook(state, booked=lambda what: None)
+    with book.change("pin") as server:
+        assert server.pin("token", None, 60.0, 1.0).id == first.id
+        assert server.pin("another", None, 60.0, 1.0).id != first.id
+    with book.change("unpin") as server:
+        server.epochs.unpin(first.id)
+        assert server.pin("token", None, 60.0, 2.0).id > first.id  # that one ended
+    book.close()
+
+
+def test_a_pin_whose_closing_was_lost_can_be_closed_again() -> None:
+    answers = [CoordinatorLost("away"), None]
+    asked: list[tuple[object, ...]] = []
+
+    class Away:
+        def call(self, method: str, *arguments: object) -> None:
+            asked.append((method, *arguments))
+            if (answer := answers.pop(0)) is not None:
+                raise answer
+
+    pin = RayPin(Away(), 3, 7)  # type: ignore[arg-type]
+    with pytest.raises(CoordinatorLost):
+        pin.close()
+    pin.close()
+    pin.close()
+    assert asked == [("unpin", 3)] * 2
 
 
 def kept(state: StateDirectory) -> tuple[int | None, list[float]]:
