@@ -197,7 +197,7 @@ class MemoryFollower:
         """Rank 0: (epoch to switch to or -1, the step of its keys, whether to publish)."""
         stale = self._clock.too_stale(step, self.encoder_step) and not self._stopping()
         publisher, switch, step_of_keys, renewed = self._publisher, -1, 0, False
-        if publisher.staged is not None:
+        if publisher.staging:
             state, reason = publisher.wait() if stale else publisher.look()
             if state == "sealed":
                 # What is staged was made by the weights published last.
@@ -219,7 +219,7 @@ class MemoryFollower:
             return _Publish.NO
         if stale:
             return _Publish.AND_WAIT
-        if self._publisher.staged is not None or not self._clock.due(step, self.published_step):
+        if self._publisher.staging or not self._clock.due(step, self.published_step):
             return _Publish.NO
         return _Publish.AND_WAIT if self._settings.refresh == "sync" else _Publish.AND_GO_ON
 
@@ -232,8 +232,10 @@ class MemoryFollower:
         self.published_step = step
         self._published_at = started
         sealed, outcome = -1, _Published.FAILED
-        if self._leads and self._publisher.stage(step, weights, serving=self.epoch) and wait:
-            sealed, outcome = self._wait_for_keys(step)
+        if self._leads:
+            self._publisher.stage(step, weights)
+            if wait:
+                sealed, outcome = self._wait_for_keys(step)
         if not wait:
             self._stood_still = time.perf_counter() - started
             return _Published.UNDER_WAY
@@ -246,7 +248,6 @@ class MemoryFollower:
     def _wait_for_keys(self, step: int) -> tuple[int, _Published]:
         """Rank 0: (the epoch that is live when the keys are ready or -1, how the wait ended)."""
         publisher = self._publisher
-        assert publisher.staged is not None
         state, reason = publisher.wait()
         if state == "sealed":
             return publisher.activate(), _Published.LIVE
@@ -274,6 +275,7 @@ class MemoryFollower:
             published_step=encoder_step,
             seconds_total=now - self._published_at,
             seconds_stood_still=self._stood_still + (now - started),
+            seconds_publishing=self._stood_still,
             mode=self._settings.refresh,
             **memory_bytes,
         )

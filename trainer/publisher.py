@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from torch import Tensor
 
-from memory_server.api import Memory, StageState
+from memory_server.api import Memory, StageState, StageStatus
 from memory_server.errors import MemoryServerError, UnknownEpoch
 from memory_server.kept_pin import KeptPin
+from trainer.asking import Asked
 from trainer.errors import TrainingError
 
 log = logging.getLogger(__name__)
@@ -24,7 +26,11 @@ _ACTIVATE_ATTEMPTS, _ACTIVATE_PAUSE_S = 3, 0.5
 
 
 class Publisher:
-    """Hands weights to the memory and makes what comes of them live. Not collective."""
+    """Hands weights to the memory and makes what comes of them live. Not collective.
+
+    Training waits for nothing here but the switch, or where it asks for it (`wait`): a thread hands
+    the weights over and asks how far the keys are.
+    """
 
     def __init__(
         self,
@@ -47,52 +53,54 @@ class Publisher:
         self._content_version, self._stop_requested = content_version, stop_requested
         self.content_version, self.live_weights = live_content, live_weights
         self._next_content, self._next_weights = live_content, live_weights
-        self.staged: int | None = None
-        self._looked_at = self._looked_for_others_at = 0.0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="publisher")
+        self._staged: Future[int] | None = None
+        self._status: Asked[StageStatus] | None = None
+        self._look_for_others()
         self._pin = pin
         self._older_pin: KeptPin | None = None
         self.edited = False  # someone else switched the memory, and the ranks are to follow
         self.failure, self.failures_in_a_row = "", 0
 
-    def stage(self, step: int, weights: dict[str, Tensor], *, serving: int) -> bool:
-        """Begin an epoch of these weights; False when the memory refused it."""
+    @property
+    def staging(self) -> bool:
+        """Whether an epoch is being staged: it may be switched to, or given up."""
+        return self._staged is not None
+
+    def stage(self, step: int, weights: dict[str, Tensor]) -> None:
+        """Begin an epoch of these weights; whether the memory took them is told by `look`."""
         content = self._content_version(step)
-        try:
-            self.staged = self._memory.stage(
-                encoder_step=step, weights=weights, content_version=content
-            )
-        except MemoryServerError as error:
-            self.fail(step, str(error), serving=serving)
-            return False
+        staged = self._pool.submit(
+            self._memory.stage, encoder_step=step, weights=weights, content_version=content
+        )
+        self._staged = staged
+        self._status = Asked(
+            self._pool, lambda: self._memory.staging(staged.result()), every_s=_LOOK_EVERY_S
+        )
         self._next_weights = weights
         self._next_content = content or self.content_version
-        self._looked_at = 0.0
-        return True
 
     def look(self) -> tuple[StageState, str]:
-        """How far the staged epoch is, without waiting: (state, why it failed).
+        """How far the staged epoch is, as of the last answer: (state, why it failed).
 
         The memory is asked a few times a second at most; in between it is "encoding".
         """
-        assert self.staged is not None
-        now = time.monotonic()
-        if now - self._looked_at < _LOOK_EVERY_S:
-            return "encoding", ""
-        self._looked_at = now
+        assert self._status is not None
         try:
-            status = self._memory.staging(self.staged)
+            status = self._status.look()
         except MemoryServerError as error:
             return "failed", str(error)
-        return status.state, status.error or ""
+        return ("encoding", "") if status is None else (status.state, status.error or "")
 
     def wait(self) -> tuple[StageState, str]:
         """Wait until the staged epoch is sealed or failed; still encoding means: asked to stop."""
-        assert self.staged is not None
+        assert self._staged is not None
         deadline = time.monotonic() + _SEAL_TIMEOUT_S
         while not self._stop_requested():
             try:
-                self._memory.wait_sealed(self.staged, _WAIT_SLICE_S)
-                return "sealed", ""
+                if wait([self._staged], timeout=_WAIT_SLICE_S).done:
+                    self._memory.wait_sealed(self._staged.result(), _WAIT_SLICE_S)
+                    return "sealed", ""
             except TimeoutError as error:
                 if time.monotonic() >= deadline:
                     return "failed", str(error)
@@ -109,10 +117,10 @@ class Publisher:
         Raises:
             TrainingError: not every shard switched.
         """
-        assert self.staged is not None
-        live = self._activate(self.staged)
+        assert self._staged is not None
+        live = self._activate(self._staged.result())
         self._pin_also(live)
-        self.staged = None
+        self._staged = self._status = None
         self.failures_in_a_row = 0
         self.live_weights, self.content_version = self._next_weights, self._next_content
         return live
@@ -122,15 +130,11 @@ class Publisher:
 
         Keys of other weights are not followed: whoever made them trains another model on this
         memory, and the pinned epoch goes on answering here. The memory is asked once a second at
-        most.
+        most, in the background.
         """
-        now = time.monotonic()
-        if now - self._looked_for_others_at < _LOOK_FOR_OTHERS_EVERY_S:
-            return None
-        self._looked_for_others_at = now
         try:
-            info = self._memory.info()
-            if info.epoch == serving:
+            info = self._others.look()
+            if info is None or info.epoch == serving:
                 return None
             if info.encoder_step != encoder_step:
                 log.warning(
@@ -156,6 +160,7 @@ class Publisher:
         Returns:
             `memory_bytes` for the metrics line, if the memory could tell.
         """
+        self._look_for_others()
         if self.edited:
             self.edited = False
             self._tell(step, f"the memory was edited: content {self.content_version} from here on")
@@ -178,6 +183,7 @@ class Publisher:
 
     def close(self) -> None:
         """Let go of the epochs that are read."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
         for pin in (self._pin, self._older_pin):
             if pin is not None:
                 pin.close()
@@ -191,15 +197,23 @@ class Publisher:
 
     def give_up(self) -> None:
         """Release the staged epoch, if there is one."""
-        if self.staged is None:
+        if self._staged is None:
             return
-        staged, self.staged = self.staged, None
+        given_up, self._staged, self._status = self._staged, None, None
+        try:
+            staged = given_up.result()
+        except MemoryServerError:
+            return  # the memory never took it
         try:
             self._memory.release(staged)
         except MemoryServerError as error:
             # A memory that could not stage it may not be able to forget it either; training needs
             # only the epoch that serves.
             self._say(f"epoch {staged} of the memory is not released: {error}")
+
+    def _look_for_others(self) -> None:
+        """From now on: an answer that is under way is of before a switch."""
+        self._others = Asked(self._pool, self._memory.info, every_s=_LOOK_FOR_OTHERS_EVERY_S)
 
     def _pin_also(self, epoch: int) -> None:
         """Pin another epoch; the older pin is kept until every rank has switched."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -24,6 +26,7 @@ from memory_server.errors import (
     ShardLost,
 )
 from tests.multiprocess.ranks import run_ranks
+from trainer import publisher
 from trainer.engine import TrainingEngine
 from trainer.errors import TrainingError
 from trainer.follower import MemoryFollower, RefreshClock
@@ -160,6 +163,26 @@ class FakeMemory:
         raise AssertionError("a follower does not close the memory")
 
 
+class Inline(Executor):
+    """Whatever a thread would do is done at once, so that every test sees the same order."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def submit(self, call: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(call(*args, **named))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.publisher.ThreadPoolExecutor", Inline)
+
+
 class Harness:
     """A follower with everything around it; weights are the number of the step."""
 
@@ -286,6 +309,40 @@ def test_async_stages_in_the_background_and_switches_at_a_later_boundary() -> No
 
 
 @pytest.mark.usefixtures("alone")
+def test_training_does_not_wait_for_a_memory_that_takes_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither while it writes the weights down, nor while it is asked how far it is."""
+    monkeypatch.setattr("trainer.publisher.ThreadPoolExecutor", ThreadPoolExecutor)
+    memory, answers = FakeMemory(), threading.Event()
+    stage, staging = memory.stage, memory.staging
+
+    def slow(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **named: Any) -> Any:
+            assert answers.wait(20)
+            return call(*args, **named)
+
+        return called
+
+    monkeypatch.setattr(memory, "stage", slow(stage))
+    monkeypatch.setattr(memory, "staging", slow(staging))
+    monkeypatch.setattr(memory, "info", slow(memory.info))
+    run = Harness(memory, refresh="async", refresh_every_steps=3)
+    for step in range(20):  # no boundary returns if one waits: nobody else sets the event
+        run.at(step)
+    assert memory.log == []
+    answers.set()
+    deadline = time.monotonic() + 20
+    while run.follower.epoch == FIRST:
+        assert time.monotonic() < deadline
+        memory.states.update({8: "sealed"} if 8 in memory.states else {})
+        time.sleep(0.01)
+        run.at(20)
+    assert (run.follower.epoch, run.follower.encoder_step) == (8, 3)
+    run.follower.close()
+
+
+@pytest.mark.usefixtures("alone")
 def test_the_weights_of_a_checkpoint_are_those_of_the_live_keys() -> None:
     """Not those that were published last: a resumed run encodes the live epoch again."""
     run = Harness(FakeMemory(), refresh="async", refresh_every_steps=3)
@@ -372,9 +429,9 @@ def test_three_failures_in_a_row_end_the_training() -> None:
     memory.refuses = CoordinatorLost("the coordinator does not answer")
     for step in (4, 5, 6):
         run.at(step)
-    assert len(run.events()) == 3
     with pytest.raises(TrainingError) as caught:
         run.at(7)
+    assert len(run.events()) == 3
     for part in ("3 refreshes in a row", "the coordinator does not answer", "--resume"):
         assert part in str(caught.value)
 
@@ -633,6 +690,7 @@ def test_the_end_brings_the_keys_up_to_the_final_weights() -> None:
 
 
 def _two_modes(rank: int) -> dict[str, Any]:
+    publisher.ThreadPoolExecutor = Inline  # type: ignore[misc, assignment]
     seen: dict[str, Any] = {}
     for mode in ("async", "sync"):
         memory = FakeMemory()
