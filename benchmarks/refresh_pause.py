@@ -3,7 +3,10 @@
 Runs `pluglm pretrain` on the shipped quickstart configuration (Ray, two shards, two trainers) once
 per mode and turn, and reads the refresh lines of its metrics.jsonl. The refresh after the last
 step, for which training has nothing left to do, is not counted. The peer of async is sync in the
-same run of the benchmark; "off" shows the speed of steps that no refresh disturbs.
+same run of the benchmark; "off" shows the speed of steps that no refresh disturbs, and a step's
+time with async over its time with off is what refreshing costs training: waiting, and computing
+power that the shards took from the trainers. Both are told apart: what training waited is measured
+where it waits, the copy of the weights (publishing) apart from the switch of all ranks.
 """
 
 from __future__ import annotations
@@ -14,7 +17,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import REPOSITORY, Spread, argument_parser, begin, finish, note, positive, table
+from harness import (
+    REPOSITORY,
+    Spread,
+    argument_parser,
+    begin,
+    finish,
+    note,
+    positive,
+    spread_of_ratios,
+    table,
+)
 from invented import write_documents
 from watch import PLUGLM, watch
 
@@ -35,6 +48,9 @@ class Paused:
     Attributes:
         stood_still, total: seconds of each refresh: of training's pause, and from the publication
             of the weights to the switch.
+        publishing: seconds of each pause that were not the switch; none with sync.
+        waited, switched: shares of the run's time that training waited for publishing, and for
+            switching (with sync: for the whole refresh).
         staleness: optimizer steps between the weights that a step trains and those that made the
             keys that it searches, for every step.
         steps_per_s: over the whole run but its first step, pauses included.
@@ -44,6 +60,9 @@ class Paused:
     mode: str
     stood_still: list[float]
     total: list[float]
+    publishing: list[float]
+    waited: float
+    switched: float
     staleness: list[int]
     steps_per_s: float
     missed: int
@@ -64,9 +83,14 @@ def read_run(run_dir: Path, *, mode: str, steps: int, every: int, batch: int) ->
         encoder_step = switches.get(step, encoder_step)
         staleness.append(step - encoder_step)
     due = 0 if mode == "off" else (steps - 1) // every
+    still = [float(x["seconds_stood_still"]) for x in refreshes]
+    publishing = [float(x["seconds_publishing"]) for x in refreshes]
     return Paused(
         mode=mode,
-        stood_still=[float(x["seconds_stood_still"]) for x in refreshes],
+        stood_still=still,
+        publishing=publishing,
+        waited=sum(publishing) / seconds,
+        switched=(sum(still) - sum(publishing)) / seconds,
         total=[float(x["seconds_total"]) for x in refreshes],
         staleness=staleness,
         steps_per_s=(logged[-1]["step"] - logged[0]["step"]) / seconds,
@@ -118,12 +142,14 @@ def _row(mode: str, runs: list[Paused]) -> list[str]:
     total = [seconds for run in runs for seconds in run.total]
     staleness = Spread.of([float(step) for run in runs for step in run.staleness])
     speed = Spread.of([run.steps_per_s for run in runs])
+    shares_waited = [run.waited for run in runs], [run.switched for run in runs]
     return [
         mode,
         str(len(still)),
         str(sum(run.missed for run in runs)),
         *(Spread.of(seconds).shown(3) if seconds else "none" for seconds in (still, total)),
         f"{staleness.median:.0f}, {staleness.high:.0f}",
+        *(f"{100 * Spread.of(shares).median:.2f} %" for shares in shares_waited),
         speed.shown(),
     ]
 
@@ -135,8 +161,18 @@ _HEADERS = [
     "stood still, s",
     "from publishing to switching, s",
     "staleness, steps (median, most)",
+    "waited to publish",
+    "waited to switch",
     "steps/s",
 ]
+
+
+def _step_time(runs: dict[str, list[Paused]]) -> Spread | None:
+    """Seconds of a step with async over those with off, turn by turn."""
+    if not {"async", "off"} <= runs.keys():
+        return None
+    steps_per_s = {mode: [run.steps_per_s for run in runs[mode]] for mode in ("async", "off")}
+    return spread_of_ratios(steps_per_s["off"], steps_per_s["async"])
 
 
 def _ratios(runs: dict[str, list[Paused]]) -> dict[str, float]:
@@ -203,10 +239,14 @@ def main() -> None:
     if ratios:
         words = [f"{name} {value:.3f}" for name, value in ratios.items()]
         print(f"\nasync over sync, medians: {', '.join(words)}")
+    step_time = _step_time(runs)
+    if step_time is not None:
+        print(f"step time, async over off: {step_time.shown(3)}")
     figures: dict[str, Any] = {
         "entries": info.entries,
         "runs": {mode: [asdict(run) for run in done] for mode, done in runs.items()},
         "async_over_sync": ratios,
+        "step_time_async_over_off": step_time,
     }
     finish(args.json, facts, args, figures)
 

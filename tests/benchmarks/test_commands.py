@@ -15,7 +15,7 @@ from tests.cluster.tiny_run import make_tiny_run
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "benchmarks"
-SHARED = {"harness", "invented", "served", "watch"}
+SHARED = {"harness", "invented", "recovery_watch", "served", "watch"}
 COMMANDS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 
 
@@ -76,6 +76,19 @@ def test_data_is_read_faster_than_it_is_needed(tmp_path: Path) -> None:
     assert [row["over_need"] is None for row in rows] == [False] * 5 + [True]
     for row in rows[:-1]:
         assert row["over_need"]["median"] > 1
+
+
+@pytest.mark.multiprocess
+def test_trainers_together_are_compared_with_trainers_alone(tmp_path: Path) -> None:
+    words = ["--trainers", "1", "2", "--batch", "2", "--steps", "2", "--warmup", "1"]
+    rows = figures("weak_scaling", tmp_path, *words, "--repeats", "1", "--entries", "200")
+    assert [(row["trainers"], row["together"]) for row in rows] == [
+        (1, True),
+        (2, True),
+        (2, False),
+    ]
+    for row in rows:
+        assert 0 < row["retrieval_s"] < row["step_s"]
 
 
 def test_reduced_keys_are_compared_with_float32(tmp_path: Path) -> None:

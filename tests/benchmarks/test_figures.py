@@ -65,10 +65,10 @@ def test_a_refresh_run_leaves_out_the_refresh_after_the_last_step(
     lines = [
         {"kind": "train", "step": 1, "sequences_per_s": 1.0},
         {"kind": "refresh", "step": 7, "encoder_step": 4, "seconds_stood_still": 0.5,
-         "seconds_total": 2.0},
+         "seconds_publishing": 0.1, "seconds_total": 2.0},
         {"kind": "train", "step": 11, "sequences_per_s": 40.0},
         {"kind": "refresh", "step": 12, "encoder_step": 12, "seconds_stood_still": 9.0,
-         "seconds_total": 9.0},
+         "seconds_publishing": 0.0, "seconds_total": 9.0},
     ]  # fmt: skip
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8")
@@ -77,6 +77,18 @@ def test_a_refresh_run_leaves_out_the_refresh_after_the_last_step(
     assert paused.staleness == [0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 6, 7]
     assert paused.steps_per_s == pytest.approx(5.0)
     assert paused.missed == 1
+    assert (paused.waited, paused.switched) == pytest.approx((0.05, 0.2))
+
+
+def test_pauses_are_told_from_what_is_usual(load: Load, tmp_path: Path) -> None:
+    steps = load("recovery_watch").Steps(tmp_path / "metrics.jsonl")
+    steps.moments, steps.steps = [1.0, 2.0, 3.0, 9.0, 10.0], [7, 8, 9, 6, 7]
+    assert steps.longest_pause(3.5, 10.0) == 5.5
+    assert steps.longest_pause(0.0, 3.0) == 1.0
+    assert steps.longest_pause(4.0, 5.0) == 1.0, "nothing came at all"
+    assert steps.again(9, since=3.5) == 4, "steps 6 to 9"
+    assert steps.again(9, since=0.0) == 4
+    assert steps.again(5, since=3.5) == 0
 
 
 def test_a_quickstart_is_read_and_averaged(load: Load, tmp_path: Path) -> None:
