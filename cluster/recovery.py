@@ -10,6 +10,8 @@ from trainer.errors import TrainingError
 from trainer.job import Recovery
 from trainer.settings import ConfigError, TrainSettings
 
+# Where the ranks were to meet, someone else listens by now: they meet elsewhere next time.
+_PORT_TAKEN = "EADDRINUSE"
 # How gloo and NCCL say that a peer is gone, where torch has no class of its own for it.
 _LOST_PEER = ("gloo", "NCCL", "Connection reset by peer", "Connection closed by peer")
 
@@ -42,7 +44,7 @@ def may_be_repeated(failure: Exception) -> bool:
         return True
     if isinstance(failure, TrainingError | ConfigError):
         return False
-    return is_lost_peer(failure)
+    return is_lost_peer(failure) or _PORT_TAKEN in str(failure)
 
 
 def is_lost_peer(failure: Exception) -> bool:

@@ -34,6 +34,7 @@ from trainer.metrics import MetricsWriter
 from trainer.saving import CheckpointSaver
 from trainer.searching import MemoryLookup
 from trainer.settings import TrainSettings
+from trainer.shared_directory import check_shared
 from trainer.skipping import SkippedSteps
 from trainer.task import Stream
 
@@ -53,6 +54,9 @@ def run_rank(job: TrainJob, rank: int, control: Control) -> TrainOutcome:
         init_method=job.init_method,
     )
     try:
+        check_shared(
+            job.run_dir, torch.device(job.device), rank=rank, ranks=settings.runtime.trainers
+        )
         metrics = None
         if rank == 0:
             metrics = MetricsWriter(

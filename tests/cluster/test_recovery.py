@@ -36,6 +36,7 @@ def config_of(**sections: dict[str, object]) -> PretrainConfig:
         (TrainerDied(3), True),
         (TrainersStalled(99.0, [1]), True),
         (ShardLost("shard 1 was silent"), True),
+        (RuntimeError("failed to listen on any local network address. name: EADDRINUSE"), True),
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), True),
         (RuntimeError("NCCL error: remote process exited"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
