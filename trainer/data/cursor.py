@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.shuffle import permute
-
 
 @dataclass(frozen=True)
 class Cursor:
@@ -66,41 +64,11 @@ def _check(cursor: Cursor, n: int, batch_size: int) -> None:
         )
 
 
-def global_batch(
-    cursor: Cursor, *, n: int, batch_size: int, seed: int
-) -> tuple[NDArray[np.int64], Cursor]:
-    """Return the next batch of the whole job, and the cursor behind it.
-
-    Args:
-        cursor: place of the batch's first sequence.
-        n: sequences in the dataset; every one occurs exactly once per epoch.
-        batch_size: sequences of all ranks and micro-batches; a batch may straddle epochs.
-        seed: shuffle seed.
-
-    Returns:
-        (int64 sequence indices [batch_size], the next cursor).
-
-    Raises:
-        ValueError: n or batch_size is below 1, or the cursor lies outside an epoch of n.
-    """
-    _check(cursor, n, batch_size)
-    parts: list[NDArray[np.int64]] = []
-    epoch, position, wanted = cursor.epoch, cursor.position, batch_size
-    while wanted:
-        taken = min(wanted, n - position)
-        parts.append(permute(np.arange(position, position + taken), n=n, seed=seed, epoch=epoch))
-        wanted -= taken
-        position += taken
-        if position == n:
-            epoch, position = epoch + 1, 0
-    return np.concatenate(parts), Cursor(epoch, position)
-
-
 def batch_epochs(cursor: Cursor, *, n: int, batch_size: int) -> NDArray[np.int64]:
     """Return the epoch that each sequence of the next batch belongs to, int64 [batch_size].
 
     Raises:
-        ValueError: as `global_batch`.
+        ValueError: n or batch_size is below 1, or the cursor lies outside an epoch of n.
     """
     _check(cursor, n, batch_size)
     return cursor.epoch + np.arange(cursor.position, cursor.position + batch_size) // n

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.cursor import Cursor, batch_epochs, global_batch, rank_slice
+from trainer.data.cursor import Cursor, batch_epochs, rank_slice
+from trainer.data.order import ShuffledOrder, WholeShuffle
 from trainer.data.shuffle import permute
 
 
 def read(cursor: Cursor, steps: int, *, n: int, batch_size: int) -> tuple[np.ndarray, Cursor]:
     parts = []
     for _ in range(steps):
-        indices, cursor = global_batch(cursor, n=n, batch_size=batch_size, seed=11)
-        assert indices.shape == (batch_size,)
-        parts.append(indices)
+        taken = ShuffledOrder(WholeShuffle(n, 11)).take(cursor, batch_size)
+        assert taken.indices.shape == (batch_size,)
+        parts.append(taken.indices)
+        cursor = taken.cursor
     return np.concatenate(parts), cursor
 
 
@@ -54,7 +56,7 @@ def test_a_resumed_stream_equals_the_uninterrupted_one(
 def test_epochs_tell_where_a_batch_straddles(n: int, position: int, batch_size: int) -> None:
     position %= n
     epochs = batch_epochs(Cursor(7, position), n=n, batch_size=batch_size)
-    indices, _ = global_batch(Cursor(7, position), n=n, batch_size=batch_size, seed=1)
+    indices = ShuffledOrder(WholeShuffle(n, 1)).take(Cursor(7, position), batch_size).indices
     for epoch in np.unique(epochs):
         of_epoch = indices[epochs == epoch]
         begin = position if epoch == 7 else 0
@@ -83,7 +85,7 @@ def test_an_impossible_rank_is_refused(rank: int, world_size: int) -> None:
 
 def test_a_cursor_of_another_corpus_is_refused() -> None:
     with pytest.raises(ValueError, match="belongs to another corpus"):
-        global_batch(Cursor(0, 50), n=50, batch_size=2, seed=0)
+        ShuffledOrder(WholeShuffle(50, 0)).take(Cursor(0, 50), 2)
 
 
 @pytest.mark.parametrize(
