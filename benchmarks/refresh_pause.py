@@ -49,8 +49,9 @@ class Paused:
         stood_still, total: seconds of each refresh: of training's pause, and from the publication
             of the weights to the switch.
         publishing: seconds of each pause that were not the switch; none with sync.
-        waited, switched: shares of the run's time that training waited for publishing, and for
-            switching (with sync: for the whole refresh).
+        waited, switched, data: shares of the run's time that training waited for publishing, for
+            switching (with sync: for the whole refresh), and for sequences to be read, masked and
+            copied to the device.
         staleness: optimizer steps between the weights that a step trains and those that made the
             keys that it searches, for every step.
         steps_per_s: over the whole run but its first step, pauses included.
@@ -63,6 +64,7 @@ class Paused:
     publishing: list[float]
     waited: float
     switched: float
+    data: float
     staleness: list[int]
     steps_per_s: float
     missed: int
@@ -73,9 +75,10 @@ def read_run(run_dir: Path, *, mode: str, steps: int, every: int, batch: int) ->
     lines = read_metrics(run_dir / "metrics.jsonl")
     refreshes = [x for x in lines if x["kind"] == "refresh" and x["step"] < steps]
     logged = [x for x in lines if x["kind"] == "train"]
-    seconds, before = 0.0, logged[0]["step"]
+    seconds, data, before = 0.0, 0.0, logged[0]["step"]
     for line in logged[1:]:
         seconds += (line["step"] - before) * batch / line["sequences_per_s"]
+        data += (line["step"] - before) * line["data_ms"] / 1000
         before = line["step"]
     switches = {int(x["step"]): int(x["encoder_step"]) for x in refreshes}
     staleness, encoder_step = [], 0
@@ -90,6 +93,7 @@ def read_run(run_dir: Path, *, mode: str, steps: int, every: int, batch: int) ->
         stood_still=still,
         publishing=publishing,
         waited=sum(publishing) / seconds,
+        data=data / seconds,
         switched=(sum(still) - sum(publishing)) / seconds,
         total=[float(x["seconds_total"]) for x in refreshes],
         staleness=staleness,
@@ -142,7 +146,9 @@ def _row(mode: str, runs: list[Paused]) -> list[str]:
     total = [seconds for run in runs for seconds in run.total]
     staleness = Spread.of([float(step) for run in runs for step in run.staleness])
     speed = Spread.of([run.steps_per_s for run in runs])
-    shares_waited = [run.waited for run in runs], [run.switched for run in runs]
+    shares_waited = [
+        [getattr(run, name) for run in runs] for name in ("waited", "switched", "data")
+    ]
     return [
         mode,
         str(len(still)),
@@ -163,6 +169,7 @@ _HEADERS = [
     "staleness, steps (median, most)",
     "waited to publish",
     "waited to switch",
+    "waited for data",
     "steps/s",
 ]
 

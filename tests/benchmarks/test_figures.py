@@ -63,10 +63,10 @@ def test_a_refresh_run_leaves_out_the_refresh_after_the_last_step(
     load: Load, tmp_path: Path
 ) -> None:
     lines = [
-        {"kind": "train", "step": 1, "sequences_per_s": 1.0},
+        {"kind": "train", "step": 1, "sequences_per_s": 1.0, "data_ms": 90.0},
         {"kind": "refresh", "step": 7, "encoder_step": 4, "seconds_stood_still": 0.5,
          "seconds_publishing": 0.1, "seconds_total": 2.0},
-        {"kind": "train", "step": 11, "sequences_per_s": 40.0},
+        {"kind": "train", "step": 11, "sequences_per_s": 40.0, "data_ms": 2.0},
         {"kind": "refresh", "step": 12, "encoder_step": 12, "seconds_stood_still": 9.0,
          "seconds_publishing": 0.0, "seconds_total": 9.0},
     ]  # fmt: skip
@@ -77,7 +77,7 @@ def test_a_refresh_run_leaves_out_the_refresh_after_the_last_step(
     assert paused.staleness == [0, 1, 2, 3, 4, 5, 6, 3, 4, 5, 6, 7]
     assert paused.steps_per_s == pytest.approx(5.0)
     assert paused.missed == 1
-    assert (paused.waited, paused.switched) == pytest.approx((0.05, 0.2))
+    assert (paused.waited, paused.switched, paused.data) == pytest.approx((0.05, 0.2, 0.01))
 
 
 def test_pauses_are_told_from_what_is_usual(load: Load, tmp_path: Path) -> None:
