@@ -111,20 +111,20 @@ def node_of(made: Any, actor: str) -> Any:
     raise RuntimeError(f"no node runs a {actor}")
 
 
-def kill(made: Any, death: str) -> None:
-    """What is to die."""
-    if death == "trainer":
-        os.kill(processes_of("TrainerHost")[-1].pid, signal.SIGKILL)
-    elif death == "shard":
-        os.kill(processes_of("ShardHost")[-1].pid, signal.SIGKILL)
-    else:
-        actor, resource = {
-            "shard's node": ("ShardHost", "memory_node"),
-            "trainers' node": ("TrainerHost", "trainer_node"),
-        }[death]
-        add_node(made, resource)  # where what is lost starts again
-        made.wait_for_nodes()
-        made.remove_node(node_of(made, actor), allow_graceful=False)
+def killer(made: Any, death: str) -> Callable[[], None]:
+    """What is to die dies when this is called; a node that replaces it is there by now."""
+    processes = {"trainer": "TrainerHost", "shard": "ShardHost"}
+    if death in processes:
+        victim = processes_of(processes[death])[-1].pid
+        return lambda: os.kill(victim, signal.SIGKILL)
+    actor, resource = {
+        "shard's node": ("ShardHost", "memory_node"),
+        "trainers' node": ("TrainerHost", "trainer_node"),
+    }[death]
+    add_node(made, resource)
+    made.wait_for_nodes()
+    node = node_of(made, actor)
+    return lambda: made.remove_node(node, allow_graceful=False)
 
 
 def settings_of(run_dir: Path, corpus: Path, replicas: int, args: argparse.Namespace) -> list[str]:
@@ -190,11 +190,12 @@ def one_death(
             (server,) = RayMemory.list_servers()
             with Answers(RayMemory.attach(server.name, deadline_s=RECOVER_S)) as answers:
                 wait_for("the first answers", lambda: answers.count > 3, home, START_S)
+                kill = killer(made, death)
                 quiet_from = time.monotonic()
                 time.sleep(AFTER_S)
                 killed = time.monotonic()
                 reached = steps.step
-                kill(made, death)
+                kill()
                 wait_for(
                     "steps and answers after it",
                     lambda: (
