@@ -1,0 +1,1 @@
+"""Which entries a prediction used, and what it would be without them."""

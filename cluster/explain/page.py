@@ -1,0 +1,108 @@
+"""An explanation as one page of HTML that loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cluster.explain.explanation import Explanation
+from cluster.explain.page_assets import SCRIPT, STYLE
+from trainer.report.markup import Html, join, tag
+from trainer.report.style import STYLE as HOUSE_STYLE
+
+
+def write_page(explanation: Explanation, path: Path) -> None:
+    """Write the page; the file is replaced by rename. Raises OSError."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(render(explanation), encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def render(explanation: Explanation) -> Html:
+    """The whole page: the explanation as JSON, and a script that draws it."""
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"Why? · {explanation.text}"),
+        tag("style", Html(HOUSE_STYLE + STYLE)),
+    )
+    entries = len(explanation.entries)
+    body = tag(
+        "body",
+        tag(
+            "header",
+            tag("p", "PlugLM · why this answer", class_="eyebrow"),
+            tag("p", id="text", class_="text", dir="auto"),
+            tag(
+                "p",
+                "Point at a word to see what it read. Point at an entry to see who read it. Switch "
+                "an entry off to see the answer without it.",
+                class_="hint",
+            ),
+        ),
+        tag(
+            "main",
+            tag("div", id="answers", class_="answers", aria_live="polite"),
+            tag(
+                "div",
+                tag("label", "memory ", tag("select", id="layer")),
+                tag("label", "attention of ", tag("select", id="head")),
+                tag(
+                    "button",
+                    "switch the whole memory off",
+                    id="whole",
+                    class_="switch",
+                    type="button",
+                ),
+                class_="controls",
+            ),
+            tag("div", id="entries", class_="list"),
+            tag("noscript", tag("p", "This page is drawn by its own script.", class_="warning")),
+        ),
+        tag(
+            "footer",
+            f"Model {explanation.model}; memory {explanation.memory}; {explanation.k} entries per "
+            "layer. Measured when this page was written: the answers without each of the "
+            f"{entries} entries (the memory then gives the next best one in its place), and "
+            "without any memory; not without several at once. This page loads nothing.",
+        ),
+        tag("script", Html(_data(explanation)), type="application/json", id="data"),
+        tag("script", Html(SCRIPT)),
+    )
+    return join(Html("<!doctype html>\n"), tag("html", head, body, lang="en"), Html("\n"))
+
+
+def _with_written_ids(values: Any) -> Any:
+    """Ids as text: a browser's numbers are not exact beyond 2**53."""
+    if isinstance(values, dict):
+        return {
+            name: str(value)
+            if name in ("id", "doc_id") and value is not None
+            else _with_written_ids(value)
+            for name, value in values.items()
+        }
+    if isinstance(values, list | tuple):
+        return [_with_written_ids(value) for value in values]
+    return values
+
+
+def _data(explanation: Explanation) -> str:
+    """JSON that cannot end its script element, whatever an entry's text says."""
+    values = _with_written_ids(explanation.as_json())
+    text = json.dumps(values, ensure_ascii=True, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
