@@ -13,6 +13,7 @@ from trainer.corpus.remote import corpus_memory, is_url, location
 CONFIG_FILE = "config.toml"
 STORE_FILE = "store.json"
 MODEL = "model"
+WORLD_MEMORY = Path("world") / "memory"
 
 
 def is_run(path: Path) -> bool:
@@ -73,6 +74,8 @@ def memory_path(path: Path) -> Path | str:
         return load_corpus_info(path).memory_path
     if is_run(path):
         config = run_config(path)
+        if (path / WORLD_MEMORY / STORE_FILE).is_file():
+            return path / WORLD_MEMORY  # a synthetic run has drawn its own
         if config.memory.store:
             return location(config.memory.store)
         if is_url(config.data.corpus):

@@ -17,6 +17,7 @@ from cluster.cli import (
     launch,
     memory,
     pretrain,
+    probe,
     quickstart,
     report,
 )
@@ -34,6 +35,8 @@ COMMANDS: tuple[Command, ...] = (
     *memory.COMMANDS,
     evaluate.EVALUATE,
     explain.EXPLAIN,
+    probe.PROBE,
+    probe.UPDATE,
     finetune.FINETUNE,
     report.REPORT,
     convert.BERT,
