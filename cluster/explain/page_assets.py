@@ -7,8 +7,8 @@ STYLE = """
     "Liberation Serif", Georgia, serif; font-size: 1.9rem; line-height: 1.9; margin: 1rem 0; }
 .token { font: inherit; color: inherit; border: 0; padding: .08em .1em; margin: 0; cursor: pointer;
   border-radius: .25em; border-bottom: 2px solid transparent;
-  background: color-mix(in srgb, var(--accent) calc(var(--share, 0) * 75%), transparent); }
-.token.frame { font-size: .55em; color: var(--quiet); }
+  background: color-mix(in srgb, var(--accent) calc(var(--share, 0) * 55%), transparent); }
+.token.frame { font-size: .55em; color: var(--soft); }
 .token.mask { border-bottom-color: var(--accent); font-style: italic; }
 .token.on { outline: 2px solid var(--accent); }
 .hint { color: var(--soft); font-size: .9375rem; }
@@ -49,12 +49,7 @@ select, .switch { font: inherit; font-size: .9rem; color: var(--ink); background
 
 SCRIPT = """
 "use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const state = { layer: data.layers.length - 1, head: -1, token: null, entry: null, off: null };
-const whole = data.without.length - 1;
-const place = new Map(data.without.map((one, i) => [one.id, i]));
-const texts = new Map(data.entries.map((entry) => [entry.id, entry]));
-const masks = data.predictions.map((prediction) => prediction.position);
+let data, state, whole, place, texts, masks;
 const $ = (id) => document.getElementById(id);
 function make(tag, className, text) {
   const element = document.createElement(tag);
@@ -169,6 +164,7 @@ function layOutEntries() {
       switchOff(place.get(read.id));
     });
     side.append(make("span", "read", ""), bar(0), make("span", "", "without it: " + worth), button);
+    if (window.moreButtons) side.append(...window.moreButtons(entry, text));
     card.append(words, side);
     card.addEventListener("mouseenter", () => { state.entry = read.id; draw(); });
     card.addEventListener("mouseleave", () => { state.entry = null; draw(); });
@@ -178,6 +174,7 @@ function layOutEntries() {
 }
 function layOutText() {
   const paragraph = $("text");
+  paragraph.replaceChildren();
   data.tokens.forEach((token, i) => {
     const piece = token.startsWith("##") && token.length > 2;
     const frame = token === "[CLS]" || token === "[SEP]";
@@ -199,25 +196,39 @@ function option(select, value, name, chosen) {
   select.append(element);
 }
 function layOutControls() {
+  $("layer").replaceChildren();
+  $("head").replaceChildren();
   data.layers.forEach((one, i) => option($("layer"), i, "layer " + one.layer, i === state.layer));
   const heads = layer().entries[0].attention.length;
   option($("head"), -1, "all heads", true);
   for (let head = 0; head < heads && heads > 1; head++) {
     option($("head"), head, "head " + (head + 1));
   }
-  $("layer").addEventListener("change", (event) => {
-    state.layer = Number(event.target.value);
-    layOutEntries();
-    draw();
-  });
-  $("head").addEventListener("change", (event) => {
-    state.head = Number(event.target.value);
-    draw();
-  });
-  $("whole").addEventListener("click", () => switchOff(whole));
 }
-layOutText();
-layOutControls();
-layOutEntries();
-draw();
+function show(explanation) {
+  data = explanation;
+  state = { layer: data.layers.length - 1, head: -1, token: null, entry: null, off: null };
+  whole = data.without.length - 1;
+  place = new Map(data.without.map((one, i) => [one.id, i]));
+  texts = new Map(data.entries.map((entry) => [entry.id, entry]));
+  masks = data.predictions.map((prediction) => prediction.position);
+  layOutText();
+  layOutControls();
+  layOutEntries();
+  draw();
+}
+$("layer").addEventListener("change", (event) => {
+  state.layer = Number(event.target.value);
+  layOutEntries();
+  draw();
+});
+$("head").addEventListener("change", (event) => {
+  state.head = Number(event.target.value);
+  draw();
+});
+$("whole").addEventListener("click", () => switchOff(whole));
+"""
+
+PAGE_SCRIPT = """
+show(JSON.parse(document.getElementById("data").textContent));
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from cluster.explain.explanation import (
     Without,
 )
 from cluster.explain.page import render, write_page
+from tests.cluster.explain.browser import chromium, texts
 
 NASTY = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='o'\">"
 FIRST, SECOND = 4068310670515372041, 4068310670515372042  # one number, as a browser counts
@@ -71,29 +71,8 @@ def test_no_text_becomes_markup() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no chromium with its chromedriver on this machine")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--no-first-run",
-        "--window-size=1280,1400",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
+    with chromium() as made:
         yield made
-    finally:
-        made.quit()
 
 
 @pytest.fixture
@@ -103,10 +82,6 @@ def page(browser: Any, tmp_path: Path) -> Any:
     yield browser
     assert browser.get_log("browser") == [], "no error, and nothing refused"
     assert browser.title == "Why? · capital is [MASK]"
-
-
-def texts(browser: Any, selector: str) -> list[str]:
-    return [found.text for found in browser.find_elements("css selector", selector)]
 
 
 def share(browser: Any, selector: str, number: int) -> float:
