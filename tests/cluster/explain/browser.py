@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,3 +44,18 @@ def chromium() -> Iterator[Any]:
 def texts(browser: Any, selector: str) -> list[str]:
     """What the elements show."""
     return [found.text for found in browser.find_elements("css selector", selector)]
+
+
+def until(shown: Callable[[], bool]) -> None:
+    """Wait until the page shows it; elements may be replaced meanwhile."""
+    from selenium.common.exceptions import StaleElementReferenceException
+
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            if shown():
+                return
+        except StaleElementReferenceException:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("the page does not show it")

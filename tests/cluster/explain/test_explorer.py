@@ -21,7 +21,7 @@ from cluster.explain.server import LARGEST_BODY, ExplorerServer
 from cluster.explain.session import Asked, Session, private_copy
 from cluster.trained_model import load_trained_model
 from memory_server.store.store import Store
-from tests.cluster.explain.browser import chromium, texts
+from tests.cluster.explain.browser import chromium, texts, until
 from tests.cluster.tiny_run import TinyRun, make_tiny_run
 
 TEXT = "The [MASK] of the river."
@@ -155,12 +155,10 @@ def test_by_hand_in_a_browser(served: Served) -> None:
         area.clear()
         area.send_keys("harbour harbour king")
         browser.find_element("css selector", ".entry .save").click()
-        browser.find_element("css selector", "#undo:enabled")
-        browser.find_element("css selector", ".entry .edit")
-        edited = texts(browser, ".guess > span:last-child")
-        assert edited != first
-        browser.find_element("id", "undo").click()
-        browser.find_element("css selector", "#undo:disabled")
+        until(lambda: texts(browser, ".guess > span:last-child") != first)
+        browser.find_element("css selector", "#undo:enabled").click()
+        until(lambda: texts(browser, ".guess > span:last-child") == first)
+        assert browser.find_element("id", "undo").get_attribute("disabled")
         assert "roll back" in browser.find_element("id", "holds").text
         assert browser.get_log("browser") == []
 
