@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster import checks
 from cluster.config import PretrainConfig
+from cluster.editing.lookup import entries_by_id
 from cluster.resources import choose_device, local_gpus
-from cluster.trained_model import load_trained_model
+from cluster.trained_model import TrainedModel, load_trained_model
+from memory_server.local import LocalMemory
 from memory_server.store.store import Store
 from trainer.evaluate import evaluation_report
 from trainer.task import CorpusTask
+from trainer.usage import usage_report
 
 
 def evaluate_model(
@@ -34,6 +38,49 @@ def evaluate_model(
         ConfigError, CorpusError, StoreError, TokenizerMismatch, FileNotFoundError: something is
         missing, damaged or does not fit; nothing was computed.
     """
+    with _opened(config, model, say) as (trained, memory, task, _):
+        say("evaluating on held-out text ...")
+        return evaluation_report(
+            trained.model,
+            memory,
+            lambda: task.heldout(config),
+            k=config.memory.top_k,
+            device=trained.device,
+        )
+
+
+def memory_usage(
+    config: PretrainConfig, model: Path, *, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """How a trained model uses its memory on held-out text; blocks.
+
+    Args and errors as of `evaluate_model`.
+
+    Returns:
+        See `trainer.usage.usage_report`.
+    """
+    with _opened(config, model, say) as (trained, memory, task, store):
+
+        def domains_of(ids: Sequence[int]) -> dict[int, str]:
+            manifest = store.manifest(memory.info().content_version)
+            return {i: found.domain for i, found in entries_by_id(store, manifest, ids).items()}
+
+        say("reading held-out text ...")
+        return usage_report(
+            trained.model,
+            memory,
+            task.heldout(config),
+            k=config.memory.top_k,
+            device=trained.device,
+            domains_of=domains_of,
+        )
+
+
+@contextmanager
+def _opened(
+    config: PretrainConfig, model: Path, say: Callable[[str], None]
+) -> Iterator[tuple[TrainedModel, LocalMemory, CorpusTask, Store]]:
+    """The model, its memory, the text, and the memory's store."""
     device = choose_device(config, local_gpus())
     source = checks.corpus_source(config)
     trained = load_trained_model(model, device=device)
@@ -44,15 +91,9 @@ def evaluate_model(
         model=replace(config.model, max_positions=trained.max_positions),
         memory=replace(config.memory, shards=1),
     )
-    checks.check_memory(fitting, source, Store.open(source.store).head())
+    store = Store.open(source.store)
+    checks.check_memory(fitting, source, store.head())
     task = CorpusTask(config.data.corpus, source.store)
     say("computing the keys of the memory's entries ...")
     with trained.memory(source.store) as memory:
-        say("evaluating on held-out text ...")
-        return evaluation_report(
-            trained.model,
-            memory,
-            lambda: task.heldout(config),
-            k=config.memory.top_k,
-            device=device,
-        )
+        yield trained, memory, task, store

@@ -11,10 +11,12 @@ from trainer.evaluate import evaluation_report
 from trainer.export import read_exported, write_json
 from trainer.job import TrainJob
 from trainer.samples import make_samples
+from trainer.usage import usage_report
 
 
 def evaluate_run(job: TrainJob) -> dict[str, Any]:
-    """Evaluate the exported model with the job's memory; writes evaluation.json and samples.json.
+    """Evaluate the exported model with the job's memory; writes evaluation.json, usage.json and
+    samples.json.
 
     Returns:
         What `evaluation.json` holds.
@@ -30,6 +32,15 @@ def evaluate_run(job: TrainJob) -> dict[str, Any]:
         device=job.device,
     )
     write_json(job.run_dir / "evaluation.json", evaluation)
+    # Of as many sequences as were evaluated, with the memory as it is now.
+    usage = usage_report(
+        model,
+        job.memory,
+        job.task.heldout(settings),
+        k=settings.memory.top_k,
+        device=job.device,
+    )
+    write_json(job.run_dir / "usage.json", usage)
     samples: list[dict[str, Any]] = []
     if settings.evaluate.samples:
         batch = next(iter(job.task.heldout(settings)))

@@ -10,12 +10,14 @@ from cluster.cli import (
     memory_serve,
     memory_stats,
     memory_upkeep,
+    memory_usage,
 )
 from cluster.cli.command import Command
 
 COMMANDS: tuple[Command, ...] = (
     memory_look.INFO,
     memory_look.SEARCH,
+    memory_usage.USAGE,
     memory_edit.ADD,
     memory_edit.REMOVE,
     memory_edit.UPDATE,

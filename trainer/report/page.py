@@ -13,6 +13,7 @@ from trainer.report.run_data import RunData, read_run
 from trainer.report.samples import samples
 from trainer.report.sections import configuration, glance, text_source, training
 from trainer.report.style import STYLE
+from trainer.report.usage import usage
 
 REPORT_FILE = "report.html"
 # The browser itself then refuses scripts and every request, whatever an entry's text says.
@@ -22,6 +23,7 @@ PLACES = (
     ("evaluation", "The memory's worth"),
     ("sentences", "Sentences"),
     ("edits", "Edits"),
+    ("usage", "The memory's use"),
     ("training", "Training"),
     ("config", "Configuration"),
     ("text", "The text"),
@@ -88,6 +90,7 @@ def render(run: RunData, *, written: datetime) -> Html:
             evaluation(run),
             samples(run),
             edits(run),
+            usage(run),
             training(run),
             configuration(run),
             text_source(run),

@@ -24,6 +24,7 @@ class RunData:
     evaluation: Mapping[str, Any] | None
     samples: Sequence[Mapping[str, Any]] | None
     edits: Mapping[str, Any] | None
+    usage: Mapping[str, Any] | None
     config: Mapping[str, Any] | None
     notes: Mapping[str, Any] | None
     remarks: Sequence[str]
@@ -82,6 +83,7 @@ def read_run(run_dir: Path) -> RunData:
         evaluation=part("evaluation.json", _read_json, dict),
         samples=part("samples.json", _read_json, list),
         edits=part("edits.json", _read_json, dict),
+        usage=part("usage.json", _read_json, dict),
         config=part("config.toml", _read_toml, dict),
         notes=part("notes.json", _read_json, dict),
         remarks=remarks,

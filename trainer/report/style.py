@@ -80,6 +80,8 @@ thead th, thead td { color: var(--soft); font-size: .8125rem; padding: .3rem .75
 .evaluation td:nth-child(2), .evaluation td:nth-child(4), .evaluation td:nth-child(5),
 .evaluation thead th:nth-child(2), .evaluation thead th:nth-child(4),
 .evaluation thead th:nth-child(5) { text-align: right; }
+.shares { width: auto; min-width: 24rem; font-size: .9rem; margin: .4rem 0 1rem; }
+.shares td:nth-child(2) { width: 14rem; padding: 0 1rem; }
 .case { font-weight: 600; margin-right: .75rem; }
 .rate { color: var(--accent); }
 .note { display: block; color: var(--soft); font-size: .875rem; max-width: 44rem; }
