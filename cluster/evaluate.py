@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster import checks
-from cluster.config import PretrainConfig
+from cluster.config import ConfigError, PretrainConfig
 from cluster.resources import choose_device, local_gpus
 from cluster.trained_model import load_trained_model
 from memory_server.store.store import Store
@@ -17,7 +17,11 @@ from trainer.task import CorpusTask
 
 
 def evaluate_model(
-    config: PretrainConfig, model: Path, *, say: Callable[[str], None] = lambda _: None
+    config: PretrainConfig,
+    model: Path,
+    *,
+    domains: Collection[str] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure masked-LM loss and accuracy with the right memory, a shuffled one and none; blocks.
 
@@ -25,14 +29,15 @@ def evaluate_model(
         config: names the corpus and the memory, and says how to mask; its model section is not
             used.
         model: directory of a trained model with its tokenizer.
+        domains: only their entries are read; none named: those of all that are plugged.
         say: told what is going on.
 
     Returns:
         What `evaluation.json` holds (see `trainer.evaluate.evaluation_report`).
 
     Raises:
-        ConfigError, CorpusError, StoreError, TokenizerMismatch, FileNotFoundError: something is
-        missing, damaged or does not fit; nothing was computed.
+        ConfigError, CorpusError, StoreError, TokenizerMismatch, UnknownDomain, FileNotFoundError:
+        something is missing, damaged or does not fit; nothing was computed.
     """
     device = choose_device(config, local_gpus())
     source = checks.corpus_source(config)
@@ -44,10 +49,17 @@ def evaluate_model(
         model=replace(config.model, max_positions=trained.max_positions),
         memory=replace(config.memory, shards=1),
     )
-    checks.check_memory(fitting, source, Store.open(source.store).head())
+    store = Store.open(source.store)
+    checks.check_memory(fitting, source, store.head())
+    entries = sum(ref.live for ref in store.manifest().of_domains(domains))
+    if config.memory.top_k > entries:
+        raise ConfigError(
+            f"memory.top_k = {config.memory.top_k}: must be at most {entries}, the entries of "
+            f"{', '.join(domains)}; ask for fewer (-k)"
+        )
     task = CorpusTask(config.data.corpus, source.store)
     say("computing the keys of the memory's entries ...")
-    with trained.memory(source.store) as memory:
+    with trained.memory(source.store, domains=domains) as memory:
         say("evaluating on held-out text ...")
         return evaluation_report(
             trained.model,
