@@ -47,7 +47,7 @@ def run_identity(settings: FinetuneSettings) -> dict[str, Any]:
         if settings.memory.domains:
             # What else is plugged, or was since, plays no part.
             refs = store.manifest().of_domains(settings.memory.domains)
-            files["the content of memory.domains"] = _content(refs)
+            files["the content of memory.domains"] = content_digest(refs)
         else:
             files["the version of memory.store"] = store.head()
     return kept | files
@@ -64,7 +64,7 @@ def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     return ""
 
 
-def _content(refs: Sequence[SegmentRef]) -> str:
+def content_digest(refs: Sequence[SegmentRef]) -> str:
     """What tells these segments, less the rows that were removed, from others."""
     text = json.dumps([[ref.domain, ref.sha256, ref.deletions] for ref in refs])
     return sha256(text.encode()).hexdigest()[:16]
