@@ -57,7 +57,7 @@ def evaluate_model(
             f"memory.top_k = {config.memory.top_k}: must be at most {entries}, the entries of "
             f"{', '.join(domains)}; ask for fewer (-k)"
         )
-    task = CorpusTask(config.data.corpus, source.store)
+    task = CorpusTask(config.data.corpus, source.store, domains=tuple(domains))
     say("computing the keys of the memory's entries ...")
     with trained.memory(source.store, domains=domains) as memory:
         say("evaluating on held-out text ...")

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from cluster.cli.command import Command, UsageError
@@ -89,7 +90,7 @@ def _undo(options: argparse.Namespace) -> int:
         done = edit.unplug(options.name)
     report_edit(done, options)
     if not options.json and done.version is not None:
-        print(f"back again: pluglm memory plug {options.store} {options.name}")
+        print(f"back again: pluglm memory plug {quote(options.store)} {quote(options.name)}")
     return 0
 
 
@@ -118,9 +119,10 @@ def _told(done: Adapted, options: argparse.Namespace) -> list[str]:
         f"tokens in {done.seconds:.1f} s; {seen}"
     ]
     if done.edit.version is not None:
-        server = "" if options.server is None else f" --server {options.server}"
+        server = "" if options.server is None else f" --server {quote(options.server)}"
         lines.append(
-            f"to go back: pluglm adapt {options.store} --name {options.name} --undo{server}"
+            f"to go back: pluglm adapt {quote(options.store)} --name {quote(options.name)} --undo"
+            f"{server}"
         )
     return lines
 
