@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster import checks
-from cluster.config import PretrainConfig
+from cluster.config import ConfigError, PretrainConfig
 from cluster.editing.lookup import entries_by_id
 from cluster.resources import choose_device, local_gpus
 from cluster.trained_model import TrainedModel, load_trained_model
@@ -21,7 +21,11 @@ from trainer.usage import usage_report
 
 
 def evaluate_model(
-    config: PretrainConfig, model: Path, *, say: Callable[[str], None] = lambda _: None
+    config: PretrainConfig,
+    model: Path,
+    *,
+    domains: Collection[str] = (),
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure masked-LM loss and accuracy with the right memory, a shuffled one and none; blocks.
 
@@ -29,16 +33,17 @@ def evaluate_model(
         config: names the corpus and the memory, and says how to mask; its model section is not
             used.
         model: directory of a trained model with its tokenizer.
+        domains: only their entries are read; none named: those of all that are plugged.
         say: told what is going on.
 
     Returns:
         What `evaluation.json` holds (see `trainer.evaluate.evaluation_report`).
 
     Raises:
-        ConfigError, CorpusError, StoreError, TokenizerMismatch, FileNotFoundError: something is
-        missing, damaged or does not fit; nothing was computed.
+        ConfigError, CorpusError, StoreError, TokenizerMismatch, UnknownDomain, FileNotFoundError:
+        something is missing, damaged or does not fit; nothing was computed.
     """
-    with _opened(config, model, say) as (trained, memory, task, _):
+    with _opened(config, model, say, domains) as (trained, memory, task, _):
         say("evaluating on held-out text ...")
         return evaluation_report(
             trained.model,
@@ -59,7 +64,7 @@ def memory_usage(
     Returns:
         See `trainer.usage.usage_report`.
     """
-    with _opened(config, model, say) as (trained, memory, task, store):
+    with _opened(config, model, say, ()) as (trained, memory, task, store):
 
         def domains_of(ids: Sequence[int]) -> dict[int, str]:
             manifest = store.manifest(memory.info().content_version)
@@ -78,7 +83,10 @@ def memory_usage(
 
 @contextmanager
 def _opened(
-    config: PretrainConfig, model: Path, say: Callable[[str], None]
+    config: PretrainConfig,
+    model: Path,
+    say: Callable[[str], None],
+    domains: Collection[str],
 ) -> Iterator[tuple[TrainedModel, LocalMemory, CorpusTask, Store]]:
     """The model, its memory, the text, and the memory's store."""
     device = choose_device(config, local_gpus())
@@ -93,7 +101,13 @@ def _opened(
     )
     store = Store.open(source.store)
     checks.check_memory(fitting, source, store.head())
-    task = CorpusTask(config.data.corpus, source.store)
+    entries = sum(ref.live for ref in store.manifest().of_domains(domains))
+    if config.memory.top_k > entries:
+        raise ConfigError(
+            f"memory.top_k = {config.memory.top_k}: must be at most {entries}, the entries of "
+            f"{', '.join(domains)}; ask for fewer (-k)"
+        )
+    task = CorpusTask(config.data.corpus, source.store, domains=tuple(domains))
     say("computing the keys of the memory's entries ...")
-    with trained.memory(source.store) as memory:
+    with trained.memory(source.store, domains=domains) as memory:
         yield trained, memory, task, store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,23 @@ class TrainedModel:
         """Longest sequence, in tokens."""
         return int(self.model.config.max_position_embeddings)
 
-    def memory(self, store: Path | str) -> LocalMemory:
+    def memory(self, store: Path | str, *, domains: Collection[str] = ()) -> LocalMemory:
         """The store's entries with this model's keys, in this process; blocks while they are made.
+
+        Args:
+            domains: only entries of these; none named: of all that are plugged.
 
         Raises:
             TokenizerMismatch: the entries are another tokenizer's. StoreError: no usable store.
+            UnknownDomain: one of them is not plugged; names those that are.
             ConfigError: entries longer than the model reads.
         """
         self.check_fits(Store.open(store))
         encoder = KeyEncoderFactory(self.model.config.to_dict(), device=self.device)
         weights = self.model.key_weights()
-        return LocalMemory(store, encoder=encoder, weights=weights, device=self.device)
+        return LocalMemory(
+            store, encoder=encoder, weights=weights, domains=domains, device=self.device
+        )
 
     def check_fits(self, store: Store) -> None:
         """Refuse a memory whose entries this model cannot read.

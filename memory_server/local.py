@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -60,6 +60,7 @@ class LocalMemory:
         vectors: StoredVectors | Path | str | None = None,
         encoder_step: int = 0,
         content_version: str | None = None,
+        domains: Collection[str] = (),
         device: str = "cpu",
         index: IndexSettings | str = "flat",
         memory_limit_bytes: int | None = None,
@@ -72,13 +73,14 @@ class LocalMemory:
                 the values that are stored with them. Other content can be staged as far as all its
                 entries have vectors.
             content_version: by default the store's head.
+            domains: only their entries are here, in every epoch; none named: all that are plugged.
             index: how keys are held and searched; a string is an `IndexSettings.kind`.
             memory_limit_bytes: keys of all held epochs take no more; by default what is free.
 
         Raises:
             ValueError: neither or both of encoder with weights, and vectors.
-            StoreNotFound, StoreDamaged, UnknownVersion; RefreshFailed: the first epoch failed,
-            says why.
+            StoreNotFound, StoreDamaged, UnknownVersion, UnknownDomain; RefreshFailed: the first
+            epoch failed, says why.
         """
         self._vectors = _opened(vectors)
         given = (encoder is not None, weights is not None)
@@ -101,7 +103,9 @@ class LocalMemory:
             device=device,
             index=self._index,
             memory_limit_bytes=memory_limit_bytes,
+            domains=domains,
         )
+        self._domains = tuple(domains)
         self._store = Store.open(location)
         self._tables_pay_from = tables_pay_from(
             encoder,
@@ -113,7 +117,7 @@ class LocalMemory:
         self._closed = False
         try:
             version = self._store.head() if content_version is None else content_version
-            self._store.manifest(version)
+            self._store.manifest(version).of_domains(self._domains)
             first = self.stage(encoder_step=encoder_step, weights=weights, content_version=version)
             self.wait_sealed(first, INITIAL_TIMEOUT_S)
             self.activate(first)
@@ -177,7 +181,7 @@ class LocalMemory:
                 "them; stage content alone, or make a memory with encoder and weights"
             )
         if content_version is not None:
-            self._store.manifest(content_version)
+            self._store.manifest(content_version).of_domains(self._domains)
         copied = None if weights is None else {k: v.detach().clone() for k, v in weights.items()}
         for unsettled in self._unsettled():
             with contextlib.suppress(UnknownEpoch):  # another thread's, which it is still checking
@@ -305,7 +309,8 @@ class LocalMemory:
     def _tabled(self, content_version: str | None) -> bool:
         version = content_version or self._book.basis().content_version
         pay_from = self._tables_pay_from
-        return pay_from is not None and self._store.manifest(version).entries >= pay_from
+        refs = self._store.manifest(version).of_domains(self._domains)
+        return pay_from is not None and sum(ref.live for ref in refs) >= pay_from
 
     def _unsettled(self) -> list[int]:
         with self._lock:

@@ -65,11 +65,13 @@ class CorpusTask:
         version: content version of the store that the run began with; None: the store's head.
             A run that is resumed must be given the checkpoint's, because the store may have moved
             on while the memory serves what it served.
+        domains: of the store, whose entries alone are positives; none named: all that are plugged.
     """
 
     corpus: Path | str
     store: Path | str
     version: str | None = None
+    domains: tuple[str, ...] = ()
 
     def open(
         self, settings: TrainSettings, *, rank: int, world_size: int, cursor: Cursor, step: int = 0
@@ -82,7 +84,7 @@ class CorpusTask:
         ]
         return BatchStream(
             JoinedSequences(datasets, pad_token_id=infos[0].pad_token_id),
-            PositiveEntries(Store.open(self.store), self.version),
+            PositiveEntries(Store.open(self.store), self.version, domains=self.domains),
             MaskingSettings(
                 vocab=corpora_vocab(infos),
                 mask_probability=data.mask_probability,
@@ -118,7 +120,7 @@ class CorpusTask:
         heldout = [SequenceDataset(i.heldout_path) for i in infos if i.heldout_sequences]
         return heldout_batches(
             JoinedSequences(heldout, pad_token_id=infos[0].pad_token_id),
-            PositiveEntries(Store.open(self.store), self.version),
+            PositiveEntries(Store.open(self.store), self.version, domains=self.domains),
             MaskingSettings(
                 vocab=corpora_vocab(infos),
                 mask_probability=settings.evaluate.mask_probability,

@@ -13,7 +13,7 @@ from types import FrameType
 
 from cluster.cli.command import PROGRAM, Command
 from cluster.cli.failures import Terminated, explain
-from cluster.cli.registry import find_command, members, overview
+from cluster.cli.registry import find_command, is_only_a_group, overview
 
 HELP = ("-h", "--help")
 TRACEBACK = "--traceback"
@@ -57,7 +57,7 @@ def _dispatch(words: list[str], running: list[Command]) -> int:
     if words[0] == "--version":
         print(f"{PROGRAM} {_version()}")
         return 0
-    if members(words[0]) and words[1:2] and words[1] in HELP:
+    if is_only_a_group(words[0]) and words[1:2] and words[1] in HELP:
         print(overview(words[0]))
         return 0
     command, rest = find_command(words)

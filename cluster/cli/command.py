@@ -69,3 +69,15 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return number
+
+
+def domain_names(text: str) -> tuple[str, ...]:
+    """An argument that names domains, with commas between them."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} names no domain somewhere; give names with commas between them, such as a,b"
+        )
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} names a domain twice")
+    return names

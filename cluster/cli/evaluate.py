@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.cli.command import Command, UsageError, positive
+from cluster.cli.command import Command, UsageError, domain_names, positive
 
 if TYPE_CHECKING:
     from cluster.config import PretrainConfig
@@ -26,6 +26,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", metavar="DIR", help="held-out text of this corpus")
     parser.add_argument(
         "--store", metavar="DIR", help="with this memory (default: the run's or the corpus's own)"
+    )
+    parser.add_argument(
+        "--domains",
+        type=domain_names,
+        default=(),
+        metavar="A,B",
+        help="read only the entries of these domains (default: of all that are plugged)",
     )
     parser.add_argument(
         "--sequences",
@@ -54,7 +61,9 @@ def _run(options: argparse.Namespace) -> int:
     from cluster.evaluate import evaluate_model
     from trainer.evaluate import describe_evaluation
 
-    evaluation = evaluate_model(config, model, say=lambda line: print(line, file=sys.stderr))
+    evaluation = evaluate_model(
+        config, model, domains=options.domains, say=lambda line: print(line, file=sys.stderr)
+    )
     if options.json:
         print(json.dumps(evaluation, indent=1))
     else:
@@ -115,6 +124,7 @@ holds the text's own passages, once with them and once without.""",
     example="""\
 pluglm evaluate runs/quickstart/run-seed0
 pluglm evaluate runs/quickstart/run-seed0 --sequences 1000 -k 10 --json
+pluglm evaluate runs/first --domains default,biomed
 pluglm evaluate --model runs/first/model --corpus data/articles""",
     configure=_arguments,
     run=_run,

@@ -6,15 +6,18 @@ import difflib
 from collections.abc import Sequence
 
 from cluster.cli import (
+    adapt,
     checkpoint,
     convert,
     corpus,
     doctor,
     evaluate,
+    experiment,
     explain,
     explorer,
     export,
     finetune,
+    in_task,
     launch,
     memory,
     pretrain,
@@ -40,6 +43,11 @@ COMMANDS: tuple[Command, ...] = (
     probe.PROBE,
     probe.UPDATE,
     finetune.FINETUNE,
+    experiment.EXPERIMENT,
+    # Before `adapt`, whose first argument could be any word.
+    adapt.COMPARE,
+    adapt.ADAPT,
+    in_task.IN_TASK,
     report.REPORT,
     convert.BERT,
     convert.PUBLISHED,
@@ -51,6 +59,11 @@ COMMANDS: tuple[Command, ...] = (
 def members(group: str) -> list[Command]:
     """The commands whose first word is this one, apart from the command of just this name."""
     return [command for command in COMMANDS if command.name.startswith(f"{group} ")]
+
+
+def is_only_a_group(word: str) -> bool:
+    """Whether commands begin with this word, and none is this word alone."""
+    return bool(members(word)) and all(command.name != word for command in COMMANDS)
 
 
 def find_command(words: Sequence[str]) -> tuple[Command, list[str]]:

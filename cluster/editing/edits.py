@@ -66,6 +66,7 @@ class NewDomain:
 
 
 Prepared = tuple[Change, Read | None]
+Inspect = Callable[[Sequence[Addition]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,7 @@ class Editor:
         memory: the running memory that serves the store and is to show every edit, or None.
         message: of the commit; None: a few words that say what was done.
         dry_run: only work out what an edit comes to.
+        inspect: is shown the new segments of an edit before it is committed, and may raise.
     """
 
     store: Store
@@ -92,6 +94,7 @@ class Editor:
     message: str | None = None
     dry_run: bool = False
     tokenizer: TokenizerPlace = TokenizerPlace()
+    inspect: Inspect | None = None
 
     def __post_init__(self) -> None:
         if self.message is not None:
@@ -229,6 +232,8 @@ class Editor:
             with SegmentWriter(self.store) as writer:
                 change, read = prepare(base, writer)
                 plan = self.store.plan(change, parent=base.version)
+                if self.inspect is not None:
+                    self.inspect(change.add)
                 edit = Edit(
                     message=message, counts=counts_of_plan(plan), parent=base.version, read=read
                 )

@@ -1,6 +1,6 @@
 """A shard's rows of one content version: ids, documents, removed rows, tokens on disk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,22 +47,24 @@ class ShardContent:
         *,
         shards: int,
         shard: int,
+        domains: Collection[str] = (),
         held: Mapping[str, Sequence[tuple[int, int]]] | None = None,
     ) -> None:
         """Map the shard's spans.
 
         Args:
+            domains: only their entries; none named: all.
             held: by a segment's sha256, spans of it that have blocks of keys already. Large parts
                 are cut along them, so that rows which moved to this shard when the rows were dealt
                 again do not cost a block its use.
 
         Raises:
-            StoreDamaged, UnknownVersion.
+            StoreDamaged, UnknownVersion; UnknownDomain: the version has not all of `domains`.
         """
         self.version = version
         self.entry_tokens = store.meta.entry_tokens
         self.pad_token_id = store.meta.pad_token_id
-        self.refs = store.manifest(version).segments
+        self.refs = store.manifest(version).of_domains(domains)
         spans = deal_rows([ref.rows for ref in self.refs], shards=shards, shard=shard)
         cut = [
             replace(span, start=start, stop=stop)

@@ -49,11 +49,13 @@ class EpochBuilder:
         scratch: Path | None,
         memory_limit_bytes: int | None,
         queries: QueryLog,
+        domains: Collection[str] = (),
     ) -> None:
         """Open the store; see `Shard` for the arguments."""
         check_index(settings, device=device)
         self._store = Store.open(store_path)
         self._shards, self._shard = shards, shard
+        self._domains = tuple(domains)
         self._device, self._settings = device, settings
         self._sources = KeySources(
             encoder,
@@ -234,7 +236,12 @@ class EpochBuilder:
             if other.content.version == version:
                 return other.content
         content = ShardContent(
-            self._store, version, shards=self._shards, shard=self._shard, held=held_spans(held)
+            self._store,
+            version,
+            shards=self._shards,
+            shard=self._shard,
+            domains=self._domains,
+            held=held_spans(held),
         )
         for ref in content.refs[self._shard :: self._shards]:
             if verified and ref.sha256 not in self._verified:

@@ -9,7 +9,7 @@ gone.
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,12 +54,14 @@ class Shard:
         index: IndexSettings | str = "flat",
         scratch: Path | None = None,
         memory_limit_bytes: int | None = None,
+        domains: Collection[str] = (),
     ) -> None:
         """Open the store; hold no epoch yet.
 
         Args:
             scratch: a directory of this node, in which its shards share the encoder's tables.
             memory_limit_bytes: keys of all held epochs together take no more; None: what is free.
+            domains: of every epoch's content, only the entries of these; none named: all.
 
         Raises:
             ValueError: bad index settings. The store's errors.
@@ -78,6 +80,7 @@ class Shard:
             scratch=scratch,
             memory_limit_bytes=memory_limit_bytes,
             queries=self.queries,
+            domains=domains,
         )
         self._lock = threading.Lock()
         self._epochs: dict[int, HeldEpoch] = {}

@@ -9,10 +9,11 @@ is read.
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from memory_server.errors import StoreDamaged
+from memory_server.errors import StoreDamaged, UnknownDomain
 from memory_server.store.names import VERSION_LENGTH, checksum_in, is_version
 
 # Fields that manifests of before do not have; a version without them hashes as it did then.
@@ -77,6 +78,21 @@ class Manifest:
         for ref in self.segments:
             counts[ref.domain] += ref.live
         return dict(counts)
+
+    def of_domains(self, names: Collection[str]) -> tuple[SegmentRef, ...]:
+        """The segments of these domains, in the manifest's order; of all if none is named.
+
+        Raises:
+            UnknownDomain: one is not plugged; names those that are.
+        """
+        plugged = self.domains()
+        unknown = [name for name in names if name not in plugged]
+        if unknown:
+            raise UnknownDomain(
+                f"version {self.version} has no domain {', '.join(map(repr, unknown))}; it has "
+                f"{', '.join(sorted(plugged)) or 'none'}"
+            )
+        return tuple(ref for ref in self.segments if not names or ref.domain in names)
 
 
 def new_manifest(

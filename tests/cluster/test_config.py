@@ -22,7 +22,8 @@ from trainer.settings import DataSettings, MemorySettings, OptimSettings, Runtim
 CONFIGS = sorted(
     path
     for path in (Path(__file__).parents[2] / "configs").glob("*.toml")
-    if not path.stem.startswith("finetune-")  # another command's: see test_finetune_config.py
+    # Other commands': see test_finetune.py, test_adapt_compare.py and test_in_task.py.
+    if not path.stem.startswith(("finetune-", "adaptation", "in-task"))
 )
 SMALLEST = {"data": {"corpus": "some/corpus"}}
 

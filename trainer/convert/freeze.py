@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ def freeze_vectors(
     path: Path | str,
     *,
     content_version: str | None = None,
+    domains: Collection[str] = (),
 ) -> StoredVectors:
     """Encode a store's entries with a model's current weights and keep keys and values.
 
@@ -32,6 +34,7 @@ def freeze_vectors(
     Args:
         model: `PlugLMModel` or any model with a head around it, on any device.
         store: the memory; its head unless content_version says otherwise.
+        domains: only entries of these; none named: all that are plugged.
         path: the directory to make. Keys are stored as float32, values as float16.
 
     Raises:
@@ -47,7 +50,7 @@ def freeze_vectors(
     if not isinstance(encoder, PlugLMModel):
         raise ConversionError(f"{type(model).__name__} is no PlugLM; give one")
     _check_fit(encoder, opened)
-    refs = opened.manifest(content_version).segments
+    refs = opened.manifest(content_version).of_domains(domains)
     parts = [(segment := opened.segment(ref), np.setdiff1d(np.arange(segment.rows),
               opened.deleted_rows(ref))) for ref in refs]  # fmt: skip
     total = sum(len(rows) for _, rows in parts)

@@ -7,6 +7,7 @@ memory, except that a segment whose documents are out of order is sorted once.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +48,14 @@ class _Found:
 class PositiveEntries:
     """Chooses entries among those that live in one content version of a store."""
 
-    def __init__(self, store: Store, content_version: str | None = None) -> None:
-        """Map the version's segments; None means the store's head.
+    def __init__(
+        self,
+        store: Store,
+        content_version: str | None = None,
+        *,
+        domains: Collection[str] = (),
+    ) -> None:
+        """Map the version's segments, of some domains or of all; None means the store's head.
 
         Raises:
             memory_server.errors.UnknownVersion: the store has no such version.
@@ -60,7 +67,7 @@ class PositiveEntries:
         self._pad_token_id = store.meta.pad_token_id
         self._segments = [
             _DocumentRows(store.segment(ref), store.deleted_rows(ref))
-            for ref in manifest.segments
+            for ref in manifest.of_domains(domains)
             if ref.rows
         ]
 

@@ -40,10 +40,20 @@ class EncodedRows(Dataset[dict[str, Any]]):
             words_left_out: words with a tag, but without a token to learn or read it at.
         """
         self.cut = cut
+        self._arrays, self._kept = columns, tuple(kept)
         self.words_left_out = words_left_out
         self._columns = {name: _values(array) for name, array in columns.items()}
         self._inputs = [name for name in columns if name not in kept]
         self.lengths: list[int] = np.diff(self._columns["input_ids"][0]).tolist()
+
+    def with_column(self, name: str, array: pa.Array) -> EncodedRows:
+        """The same rows with one more column, which batches carry."""
+        return EncodedRows(
+            {**self._arrays, name: array},
+            cut=self.cut,
+            kept=self._kept,
+            words_left_out=self.words_left_out,
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
+from memory_server.store.manifest import SegmentRef
 from memory_server.store.store import Store
 from trainer.finetune.settings import FinetuneSettings
 from trainer.finetune.task import splits_of
@@ -14,6 +17,8 @@ from trainer.finetune.task import splits_of
 _MODEL_FILES = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.json", "vocab.txt")
 _FREE = ("run", "train.seeds", "train.eval_batch_size")
 """Settings that may change between a run and its going on."""
+_LATER: dict[str, Any] = {"memory.domains": (), "memory.exclude_own_samples": False}
+"""Settings that runs of before do not have, and what they did."""
 
 
 def run_identity(settings: FinetuneSettings) -> dict[str, Any]:
@@ -25,6 +30,7 @@ def run_identity(settings: FinetuneSettings) -> dict[str, Any]:
         for key, value in values.items()
         if section not in _FREE and f"{section}.{key}" not in _FREE
     }
+    kept = {name: v for name, v in kept.items() if name not in _LATER or v != _LATER[name]}
     model = Path(settings.model.path).expanduser()
     files = {
         f"the file {Path(path).name} of task.{split}": _checksum(Path(path).expanduser())
@@ -38,7 +44,12 @@ def run_identity(settings: FinetuneSettings) -> dict[str, Any]:
     }
     if settings.memory.store.strip():
         store = Store.open(Path(settings.memory.store).expanduser())
-        files["the version of memory.store"] = store.head()
+        if settings.memory.domains:
+            # What else is plugged, or was since, plays no part.
+            refs = store.manifest().of_domains(settings.memory.domains)
+            files["the content of memory.domains"] = content_digest(refs)
+        else:
+            files["the version of memory.store"] = store.head()
     return kept | files
 
 
@@ -51,6 +62,12 @@ def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
         if was != is_now:
             return f"{name} was {was!r} and is {is_now!r} now"
     return ""
+
+
+def content_digest(refs: Sequence[SegmentRef]) -> str:
+    """What tells these segments, less the rows that were removed, from others."""
+    text = json.dumps([[ref.domain, ref.sha256, ref.deletions] for ref in refs])
+    return sha256(text.encode()).hexdigest()[:16]
 
 
 def _checksum(path: Path) -> str:

@@ -14,10 +14,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trainer.errors import TrainingError
 from trainer.finetune.encoded import EncodedRows, PaddedBatches
 from trainer.finetune.heads import Head
+from trainer.finetune.memory import ReadMemory
 from trainer.finetune.order import EpochOrder
 from trainer.finetune.settings import FinetuneSettings
 
 Say = Callable[[str], None]
+OWN_DOC_IDS = "own_doc_ids"
+"""The column of a training row's own document, whose entries it must not find."""
 
 
 def training_arguments(
@@ -71,9 +74,20 @@ class TaskTrainer(Trainer):
     would reorder and shorten evaluations as well.
     """
 
-    def __init__(self, *given: Any, order: EpochOrder, **named: Any) -> None:
+    def __init__(
+        self, *given: Any, order: EpochOrder, memory: ReadMemory | None, **named: Any
+    ) -> None:
         super().__init__(*given, **named)
         self._order = order
+        self._memory = memory
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *given: Any, **named: Any) -> Any:
+        """The model's loss; rows that have documents of their own do not find these."""
+        own_doc_ids_B = inputs.pop(OWN_DOC_IDS, None)
+        if own_doc_ids_B is not None:
+            assert self._memory is not None
+            inputs = {**inputs, "lookup": self._memory.lookup(own_doc_ids_B)}
+        return super().compute_loss(model, inputs, *given, **named)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         return self._order
@@ -118,11 +132,13 @@ def make_trainer(
     seed: int,
     leave_out: int,
     say: Say,
+    memory: ReadMemory | None = None,
 ) -> TaskTrainer:
     """A Trainer that measures dev after each epoch and keeps the best weights.
 
     Args:
         leave_out: training rows, others in each epoch, that are not learned from.
+        memory: what the model reads, for rows that must not find entries of their own.
     """
 
     def dev_scores(output: Any) -> dict[str, float]:
@@ -140,6 +156,7 @@ def make_trainer(
         data_collator=PaddedBatches(pad_token_id=tokenizer.pad_token_id),
         compute_metrics=dev_scores,
         callbacks=callbacks,
+        memory=memory,
         order=EpochOrder(
             encoded["train"].lengths,
             seed=seed,

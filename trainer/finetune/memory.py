@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from torch import Tensor
 from transformers import TrainerCallback
 
 from memory_server.keys.stored_vectors import ABOUT
 from memory_server.local import INITIAL_TIMEOUT_S, LocalMemory
 from model import KeyEncoderFactory
+from model.retrieval import Lookup
 from trainer.convert.freeze import freeze_vectors
 from trainer.finetune.settings import MemorySettings
 
@@ -41,6 +43,15 @@ class ReadMemory:
             ValueError: they do not fit.
         """
         model.attach(self.memory, self.settings.top_k)
+
+    def lookup(self, own_doc_ids_B: Tensor) -> Lookup:
+        """What a training pass reads, each sequence without entries of its own document.
+
+        Args:
+            own_doc_ids_B: int64, one for each sequence of the pass; -1: none.
+        """
+        k = self.settings.top_k
+        return lambda queries_BQ: self.memory.search(queries_BQ, k, exclude_doc_ids=own_doc_ids_B)
 
     def reset(self) -> None:
         """Search the keys of the start again, if they were renewed since."""
@@ -81,7 +92,7 @@ def open_memory(
     """Open the store with this model's keys; blocks while they are made.
 
     Args:
-        settings: names the store and the mode.
+        settings: names the store, its domains and the mode.
         model: a PlugLM with the weights of the start.
         home: where frozen vectors are kept; those that are there are taken.
         device: where keys are made and searched.
@@ -100,11 +111,17 @@ def open_memory(
                 # Without the file that is written last nothing there counts.
                 shutil.rmtree(vectors, ignore_errors=True)
                 say(f"making the vectors of the entries of {store} once ...")
-                freeze_vectors(model, store, vectors)
-        opened = LocalMemory(store, vectors=vectors, device=device)
+                freeze_vectors(model, store, vectors, domains=settings.domains)
+        opened = LocalMemory(store, vectors=vectors, domains=settings.domains, device=device)
     else:
         say(f"computing the keys of the entries of {store} ...")
         encoder = KeyEncoderFactory(model.config.to_dict(), device)
-        opened = LocalMemory(store, encoder=encoder, weights=model.key_weights(), device=device)
+        opened = LocalMemory(
+            store,
+            encoder=encoder,
+            weights=model.key_weights(),
+            domains=settings.domains,
+            device=device,
+        )
     with opened:
         yield ReadMemory(opened, settings, model, vectors)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from trainer.export import write_json
@@ -18,7 +19,9 @@ from trainer.finetune.encoded import EncodedRows
 from trainer.finetune.errors import TaskDataError
 from trainer.finetune.heads import Head
 from trainer.finetune.identity import first_difference, run_identity
+from trainer.finetune.loop import OWN_DOC_IDS
 from trainer.finetune.memory import VECTORS, ReadMemory, open_memory
+from trainer.finetune.own_text import split_doc_ids
 from trainer.finetune.results import RESULTS, seed_records, summary
 from trainer.finetune.seed_run import Job, run_seed, seed_directory
 from trainer.finetune.settings import FinetuneSettings
@@ -66,6 +69,8 @@ def check(settings: FinetuneSettings, *, say: Say) -> Checked:
         if rows.words_left_out:
             say(f"{split}: {rows.words_left_out:,} words have no token there, and are not "
                 f"{'learned' if split == 'train' else 'scored'}")  # fmt: skip
+    if start.memory is not None and start.memory.exclude_own_samples:
+        encoded["train"] = _with_own_documents(settings, encoded["train"])
     if start.memory is not None and start.needs_two_sequences:
         _check_batches(settings, len(encoded["train"]))
     return Checked(head=head, start=start, encoded=encoded, device=device)
@@ -157,7 +162,12 @@ def _conclude(settings: FinetuneSettings, checked: Checked, home: Path) -> dict[
         "model_type": checked.start.config.model_type,
         "memory": None
         if memory is None
-        else {"store": memory.store, "mode": memory.mode, "top_k": memory.top_k},
+        else {
+            "store": memory.store,
+            "domains": list(memory.domains),
+            "mode": memory.mode,
+            "top_k": memory.top_k,
+        },
         "note": checked.start.note,
         "sequences": {split: len(rows) for split, rows in checked.encoded.items()},
         "summary": summary(records),
@@ -165,6 +175,17 @@ def _conclude(settings: FinetuneSettings, checked: Checked, home: Path) -> dict[
     }
     write_json(home / RESULTS, results)
     return results
+
+
+def _with_own_documents(settings: FinetuneSettings, rows: EncodedRows) -> EncodedRows:
+    """Training rows, each with the document that entries of its own text would be of."""
+    if settings.task.kind not in ("classification", "regression"):
+        raise ConfigError(
+            "memory.exclude_own_samples = true: must be false with task.kind = "
+            f'"{settings.task.kind}"; only rows of texts become entries'
+        )
+    doc_ids = split_doc_ids(settings.task)["train"]
+    return rows.with_column(OWN_DOC_IDS, pa.array(doc_ids, pa.int64()))
 
 
 def _check_batches(settings: FinetuneSettings, sequences: int) -> None:

@@ -71,6 +71,7 @@ def run_seed(job: Job, seed: int) -> None:
         arguments=arguments,
         tokenizer=job.start.tokenizer,
         seed=seed,
+        memory=job.memory,
         leave_out=int(one_is_left_over(job)),
         say=job.say if arguments.process_index == 0 else _silent,
     )
@@ -193,6 +194,7 @@ def _about(job: Job, seed: int) -> dict[str, Any]:
         memory = {
             "store": str(Path(settings.memory.store).expanduser().resolve()),
             "content_version": info.content_version,
+            "domains": list(settings.memory.domains),
             "mode": settings.memory.mode,
             "top_k": settings.memory.top_k,
             "vectors": None if vectors is None else str(vectors.resolve()),

@@ -144,6 +144,16 @@ class MemorySettings:
     SECTION: ClassVar[str] = "memory"
 
     store: str = documented("", "Directory of the memory's store; empty: no memory.")
+    domains: tuple[str, ...] = documented(
+        (),
+        "Domains of the store that are read; empty: all that are plugged.",
+        may_be_empty=True,
+    )
+    exclude_own_samples: bool = documented(
+        False,
+        "Keep a training row from finding entries made of its own text, as `pluglm in-task` "
+        "makes them.",
+    )
     mode: Mode = documented(
         "live",
         "live: retrieved entries are encoded with the current weights and learn with them; "
@@ -164,6 +174,8 @@ class MemorySettings:
                 f"memory.refresh_every_steps = {self.refresh_every_steps}: must be 0 with "
                 'memory.mode = "frozen", whose keys never change'
             )
+        if len(set(self.domains)) < len(self.domains):
+            raise ConfigError(f"memory.domains = {shown(self.domains)}: one is given twice")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,8 @@ def open_start(settings: FinetuneSettings) -> Start:
 
     Raises:
         FileNotFoundError: no model there. ConfigError: model, sizes or memory do not fit.
-        CorpusError: no usable tokenizer. StoreError, TokenizerMismatch: no memory that fits.
+        CorpusError: no usable tokenizer. StoreError, TokenizerMismatch, UnknownDomain: no memory
+        that fits.
     """
     path = Path(settings.model.path).expanduser()
     if not (path / "config.json").is_file():
@@ -134,7 +135,9 @@ def _with_memory(start: Start, settings: MemorySettings) -> Start:
         note = f"the model {start.path} is {kind}, which reads no memory: [memory] is not used"
         return replace(start, memory=None, note=note)
     store = Store.open(Path(settings.store).expanduser())
-    meta, entries = store.meta, store.manifest().entries
+    meta = store.meta
+    refs = store.manifest().of_domains(settings.domains)
+    entries = sum(ref.live for ref in refs)
     if meta.tokenizer_fingerprint != start.fingerprint:
         raise TokenizerMismatch(
             f"the memory {store.path} was made with another tokenizer (fingerprint "
@@ -151,6 +154,7 @@ def _with_memory(start: Start, settings: MemorySettings) -> Start:
         raise ConfigError(
             f"memory.top_k = {settings.top_k}: must be at most {min(entries, MAX_TOP_K)}; the "
             f"memory {store.path} holds {entries:,} entries"
+            f"{' in ' + ', '.join(settings.domains) if settings.domains else ''}"
         )
     return replace(start, memory=settings, note="")
 

@@ -1,0 +1,1 @@
+"""Experiments that can be run again: named stages, seeds, results that are kept, comparisons."""
