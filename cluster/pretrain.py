@@ -25,7 +25,7 @@ from memory_server.actors.client import RayMemory
 from memory_server.store.store import Store
 from trainer.build import build_model
 from trainer.checkpoint import latest_checkpoint, read_key_weights
-from trainer.corpus.remote import absolute
+from trainer.corpus.remote import absolute, refuse_secrets
 from trainer.evaluate import describe_evaluation
 from trainer.export import MODEL, write_json, write_text
 from trainer.job import TrainJob
@@ -228,10 +228,18 @@ def _opening(config: PretrainConfig, memory: RayMemory, start: Start, device: st
 
 def with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
     """The run's config.toml must mean the same from whatever directory it is read."""
+    for corpus in config.data.corpora:
+        refuse_secrets(corpus, "data.corpus")
+    refuse_secrets(config.memory.store, "memory.store")
     corpora = [absolute(corpus) for corpus in config.data.corpora]
     store = config.memory.store and absolute(config.memory.store)
+    runtime, model = config.runtime, config.model
+    json_file, start = runtime.deepspeed_config, model.init_from
     return replace(
         config,
+        # Every rank opens these again, wherever its process was started.
+        runtime=replace(runtime, deepspeed_config=json_file and absolute(json_file)),
+        model=replace(model, init_from=start and absolute(start)),
         data=replace(config.data, corpus=corpora[0], more_corpora=tuple(corpora[1:])),
         memory=replace(config.memory, store=store),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from dataclasses import dataclass
 
@@ -11,7 +12,11 @@ from trainer.job import Recovery
 from trainer.settings import ConfigError, TrainSettings
 
 # Where the ranks were to meet, someone else listens by now: they meet elsewhere next time.
-_PORT_TAKEN = "EADDRINUSE"
+_MACHINE_WORDS = ("EADDRINUSE", "CUDA error:")
+# Of torch, by name: the first needs a release of torch that has it. Memory that runs out on a GPU
+# is none of them: it would again.
+_MACHINE_ERRORS = {"AcceleratorError", "DistError"}
+_PASSING = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTUNREACH)
 # How gloo and NCCL say that a peer is gone, where torch has no class of its own for it.
 _LOST_PEER = ("gloo", "NCCL", "Connection reset by peer", "Connection closed by peer")
 
@@ -44,7 +49,15 @@ def may_be_repeated(failure: Exception) -> bool:
         return True
     if isinstance(failure, TrainingError | ConfigError):
         return False
-    return is_lost_peer(failure) or _PORT_TAKEN in str(failure)
+    return is_lost_peer(failure) or _is_of_the_machine(failure)
+
+
+def _is_of_the_machine(failure: Exception) -> bool:
+    """A GPU, the network or a network filesystem: other processes, or the same again, may work."""
+    if isinstance(failure, OSError):
+        return failure.errno in _PASSING
+    names = {kind.__name__ for kind in type(failure).__mro__}
+    return bool(names & _MACHINE_ERRORS) or any(word in str(failure) for word in _MACHINE_WORDS)
 
 
 def is_lost_peer(failure: Exception) -> bool:

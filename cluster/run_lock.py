@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 from cluster.errors import LaunchError
 
 _LOCK = ".lock"
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 @contextmanager
@@ -26,6 +29,12 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in _HELD:
+                raise LaunchError(
+                    f"{run_dir} cannot be locked ({error.strerror}), so that two runs could write "
+                    "over each other there: mount its filesystem with locks (Lustre: -o flock; "
+                    "NFS: with lockd), or choose another directory with run.dir=DIR"
+                ) from error
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise LaunchError(
@@ -33,6 +42,6 @@ def run_lock(run_dir: Path) -> Iterator[None]:
                 "directory with run.dir=DIR"
             ) from error
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"{os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield

@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -71,7 +71,7 @@ def train_rank(config: PretrainConfig, *, rank: int, world: int, attempt: int) -
         store = _store(attempt)
         if rank == 0:
             stack.enter_context(run_lock(run_dir))
-            start = _start(config, source, run_dir, resume=resume)
+            start = _start(config, source, run_dir, resume=resume, leads=True)
             serving = RunMemory(memory, own=False)
             model = build_model(shape, seed=config.run.seed, init_from=config.model.init_from)
             weights = (
@@ -90,7 +90,8 @@ def train_rank(config: PretrainConfig, *, rank: int, world: int, attempt: int) -
             store.set("start", json.dumps(told))
         else:
             told = json.loads(store.get("start"))
-            start = _start(config, source, run_dir, resume=told["checkpoint"] is not None)
+            resumes = told["checkpoint"] is not None
+            start = _start(config, source, run_dir, resume=resumes, leads=False)
         mine = None if start.checkpoint is None else start.checkpoint.name
         if mine != told["checkpoint"]:
             raise LaunchError(
@@ -139,14 +140,35 @@ def _check(config: PretrainConfig, world: int) -> None:
         )
 
 
-def _start(config: PretrainConfig, source: checks.Source, run_dir: Path, *, resume: bool) -> Start:
+def _start(
+    config: PretrainConfig, source: checks.Source, run_dir: Path, *, resume: bool, leads: bool
+) -> Start:
     return find_start(
         config,
         run_dir,
         resume=resume,
         content=Store.open(source.store).head(),
         fingerprint=source.fingerprint,
+        contents=leads,  # one rank reads every byte and compares, not all of them
     )
+
+
+def take_own_device(environment: MutableMapping[str, str]) -> None:
+    """Show this process only the GPU that is its own, as Ray does; before CUDA is begun.
+
+    torchrun shows every rank of a node all of them, and tells it its number there.
+    """
+    local = environment.get("LOCAL_RANK")
+    if local is None:
+        return
+    shown = environment.get("CUDA_VISIBLE_DEVICES")
+    devices = None if shown is None else [name for name in shown.split(",") if name.strip()]
+    if devices is None:
+        environment["CUDA_VISIBLE_DEVICES"] = local
+    elif devices:
+        number = int(local)
+        # More ranks than GPUs: this one sees none, and says so where it needs one.
+        environment["CUDA_VISIBLE_DEVICES"] = devices[number] if number < len(devices) else ""
 
 
 def _store(attempt: int) -> Any:
@@ -191,6 +213,7 @@ def _say(line: str) -> None:
 def main(words: Sequence[str]) -> int:
     """0 when the run is complete, REQUEUE when a signal ended it, 1 or 2 with one line else."""
     rank = int(os.environ.get("RANK", "0"))
+    take_own_device(os.environ)
     try:
         if not words:
             raise LaunchError("give a configuration: torchrun -m cluster.torchrun CONFIG.toml")

@@ -8,6 +8,7 @@ process died. What is in it, and whether it is undamaged, is told by `trainer.ch
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -58,6 +59,8 @@ CHECKPOINTS = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})")
 _KEY_WEIGHTS = "key_weights.safetensors"
 _LOOK_EVERY_S = 0.1
+log = logging.getLogger(__name__)
+
 _SHARE = "run.dir must be one directory on a file system that all nodes share"
 _WRITING, _REPLACED, _REMOVED = ".writing-", ".replaced-", ".removed-"
 
@@ -94,8 +97,8 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 def read_key_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The weights that made the memory's keys, by name as in `PlugLMModel`, float32."""
-    weights: dict[str, Tensor] = load_file(checkpoint / _KEY_WEIGHTS)
-    return weights
+    # Copied: a file that is mapped cannot be removed on every network filesystem.
+    return {name: w.clone() for name, w in load_file(checkpoint / _KEY_WEIGHTS).items()}
 
 
 def begin(run_dir: Path, step: int) -> Path:
@@ -232,7 +235,7 @@ def commit(
         shutil.rmtree(replaced, ignore_errors=True)
         final.rename(replaced)
         temporary.rename(final)
-        _remove(replaced)
+        _remove_if_possible(replaced)
     else:
         temporary.rename(final)
     _sync(final.parent)
@@ -240,13 +243,21 @@ def commit(
     # not make this one count as old.
     until_now = [p for p in committed_checkpoints(run_dir) if checkpoint_step(p) <= state.step]
     for old in until_now[:-keep]:
-        _remove(old)
+        _remove_if_possible(old)
     return final
 
 
 def abandon(run_dir: Path, step: int) -> None:
     """Remove the temporary directory of a checkpoint that failed."""
     shutil.rmtree(temporary_path(run_dir, step), ignore_errors=True)
+
+
+def _remove_if_possible(checkpoint: Path) -> None:
+    """The new checkpoint is committed by now, whatever becomes of this one; `begin` tries again."""
+    try:
+        _remove(checkpoint)
+    except OSError as error:
+        log.warning("the checkpoint %s, which is not needed, stays: %s", checkpoint, error)
 
 
 def _remove(checkpoint: Path) -> None:

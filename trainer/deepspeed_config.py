@@ -50,7 +50,7 @@ def deepspeed_config(settings: TrainSettings, *, on_gpu: bool) -> dict[str, Any]
     if not runtime.deepspeed_config:
         return generated
     file = f"runtime.deepspeed_config = {runtime.deepspeed_config}"
-    given = _without_auto(_read(runtime.deepspeed_config))
+    given = _as_we_say_it(_without_auto(_read(runtime.deepspeed_config)))
     check_keys(given, file)
     conflicts = []
     for keys, decider in _DECIDED.items():
@@ -134,6 +134,26 @@ def _without_auto(values: dict[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if value != "auto"
     }
+
+
+def _as_we_say_it(given: dict[str, Any]) -> dict[str, Any]:
+    """The same with one word for each thing: bf16 for bfloat16, and nothing for no offloading."""
+    said = dict(given)
+    if isinstance(said.get("bfloat16"), dict):
+        said["bf16"] = merge_over(said.pop("bfloat16"), said.get("bf16", {}))
+    zero = said.get("zero_optimization")
+    if isinstance(zero, dict):
+        said["zero_optimization"] = {
+            key: value
+            for key, value in zero.items()
+            if not (
+                key in ("offload_optimizer", "offload_param")
+                and isinstance(value, dict)
+                and value.get("device") in ("none", None)
+                and "nvme_path" not in value
+            )
+        }
+    return said
 
 
 def _read(path: str) -> dict[str, Any]:

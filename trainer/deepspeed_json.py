@@ -132,6 +132,7 @@ _OWN_DATA = "the run's own data section decides which batches come"
 _OFFLOAD = "runtime.offload_optimizer and runtime.offload_parameters are the settings for it"
 # A path of keys, the only values that are allowed there, and why.
 _ONLY: tuple[tuple[tuple[str, ...], tuple[Any, ...], str], ...] = (
+    (("gradient_allreduce_op",), ("mean",), "the loss is a mean over all masks of all ranks"),
     (("torch_autocast", "enabled"), (False,), "runtime.precision decides the number format"),
     (("managed_gradient_accumulation",), (True,), _OWN_LOOP),
     (("compile", "deepcompile"), (False,), _OWN_LOOP),

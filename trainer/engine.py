@@ -27,6 +27,8 @@ from trainer.settings import ConfigError, TrainSettings
 # A rank that waits for a refresh waits inside a collective; a dead rank is noticed by the driver,
 # which ends the others, so this bound need not be short.
 _COLLECTIVE_TIMEOUT = timedelta(hours=24)
+# Ranks that cannot reach each other, behind a firewall perhaps, are to say so soon.
+_MEETING_TIMEOUT = timedelta(minutes=10)
 
 
 def start_process_group(device: str, *, rank: int, world_size: int, init_method: str) -> None:
@@ -42,12 +44,13 @@ def start_process_group(device: str, *, rank: int, world_size: int, init_method:
     # DeepSpeed reads these; each trainer sees its own device as the first (Ray shows it no other).
     os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(world_size))
     backend = "nccl" if device == "cuda" else "gloo"
+    meeting = dist.rendezvous(  # type: ignore[attr-defined]
+        init_method, rank, world_size, timeout=_MEETING_TIMEOUT
+    )
+    store, rank, world_size = next(meeting)
+    store.set_timeout(_COLLECTIVE_TIMEOUT)
     dist.init_process_group(
-        backend,
-        rank=rank,
-        world_size=world_size,
-        init_method=init_method,
-        timeout=_COLLECTIVE_TIMEOUT,
+        backend, rank=rank, world_size=world_size, store=store, timeout=_COLLECTIVE_TIMEOUT
     )
 
 

@@ -53,28 +53,28 @@ def run_rank(job: TrainJob, rank: int, control: Control) -> TrainOutcome:
         world_size=settings.runtime.trainers,
         init_method=job.init_method,
     )
-    try:
-        check_shared(
-            job.run_dir, torch.device(job.device), rank=rank, ranks=settings.runtime.trainers
+    # Left only when all went well: after a failure the other ranks are in a collective that this
+    # one will not join, leaving would wait for them (NCCL does), and nobody would hear why. Whoever
+    # started the ranks ends their processes.
+    check_shared(job.run_dir, torch.device(job.device), rank=rank, ranks=settings.runtime.trainers)
+    metrics = None
+    if rank == 0:
+        metrics = MetricsWriter(
+            job.run_dir,
+            wandb=settings.logging.wandb,
+            wandb_project=settings.logging.wandb_project,
+            config=job.resolved_config,
+            run_name=settings.run.name or job.run_dir.name,
+            resume=job.resumes,
         )
-        metrics = None
-        if rank == 0:
-            metrics = MetricsWriter(
-                job.run_dir,
-                wandb=settings.logging.wandb,
-                wandb_project=settings.logging.wandb_project,
-                config=job.resolved_config,
-                run_name=settings.run.name or job.run_dir.name,
-                resume=job.resumes,
-            )
-        try:
-            with closing(_Run(job, rank, control, metrics)) as run:
-                return run.to_the_end()
-        finally:
-            if metrics is not None:
-                metrics.close()
+    try:
+        with closing(_Run(job, rank, control, metrics)) as run:
+            outcome = run.to_the_end()
     finally:
-        stop_process_group()
+        if metrics is not None:
+            metrics.close()
+    stop_process_group()
+    return outcome
 
 
 class _Run:
@@ -88,6 +88,7 @@ class _Run:
         self.settings = settings
         self.step = start.step
         self.recovery = job.recovery
+        self._line_lost = False
         torch.manual_seed(_rng_seed(settings, rank, 0))
         model = build_model(
             PlugLMConfig.from_dict(job.model_config),
@@ -388,8 +389,20 @@ class _Run:
         self.control.say(message)
 
     def _record(self, kind: str, step: int, **numbers: object) -> None:
-        if self.metrics is not None:
+        if self.metrics is None:
+            return
+        try:
             self.metrics.write(kind, step, **numbers)
+        except OSError as error:
+            # A full disk costs a line, not the run. It is said once each time it begins.
+            if not self._line_lost:
+                self.control.say(
+                    f"{self.metrics.path} cannot be written ({error.strerror or error}): training "
+                    "goes on, its lines are lost until there is room"
+                )
+            self._line_lost = True
+        else:
+            self._line_lost = False
 
 
 def _rng_seed(settings: TrainSettings, rank: int, step: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -18,6 +19,7 @@ from trainer.errors import TrainingError
 log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.2
+_GIVE_UP_S = 10.0
 _SEAL_TIMEOUT_S = 24 * 3600.0
 # While it waits for keys it looks this often whether someone asked the run to stop.
 _WAIT_SLICE_S = 0.5
@@ -59,6 +61,7 @@ class Publisher:
         self._look_for_others()
         self._pin = pin
         self._older_pin: KeptPin | None = None
+        self._rebased = False  # a refresh came to be of content that someone else made live
         self.edited = False  # someone else switched the memory, and the ranks are to follow
         self.failure, self.failures_in_a_row = "", 0
 
@@ -118,12 +121,27 @@ class Publisher:
             TrainingError: not every shard switched.
         """
         assert self._staged is not None
-        live = self._activate(self._staged.result())
+        staged = self._staged.result()
+        live = self._activate(staged)
         self._pin_also(live)
         self._staged = self._status = None
         self.failures_in_a_row = 0
         self.live_weights, self.content_version = self._next_weights, self._next_content
+        if live != staged:
+            # The keys were made again for the content that someone else made live meanwhile.
+            self.content_version = self._content_of_live()
+            self._rebased = self.content_version != self._next_content
         return live
+
+    def _content_of_live(self) -> str:
+        try:
+            return self._memory.info().content_version
+        except MemoryServerError as error:
+            raise TrainingError(
+                f"the memory does not tell which content its live epoch has ({error}), and a "
+                "checkpoint must name it; what was committed before is kept, go on from it with "
+                "--resume"
+            ) from error
 
     def edited_by_others(self, serving: int, encoder_step: int) -> int | None:
         """The live epoch when someone else edited the content; it is pinned.
@@ -161,8 +179,8 @@ class Publisher:
             `memory_bytes` for the metrics line, if the memory could tell.
         """
         self._look_for_others()
-        if self.edited:
-            self.edited = False
+        if self.edited or self._rebased:
+            self.edited = self._rebased = False
             self._tell(step, f"the memory was edited: content {self.content_version} from here on")
         if self._older_pin is not None:
             self._older_pin.close()
@@ -183,6 +201,12 @@ class Publisher:
 
     def close(self) -> None:
         """Let go of the epochs that are read."""
+        # The memory may be a server that outlives this run: what nobody will switch to must not
+        # take its room. Not waited for long, since it may be the memory that has ended the run.
+        if self._staged is not None:
+            gone = threading.Thread(target=self.give_up, name="give-up-epoch", daemon=True)
+            gone.start()
+            gone.join(_GIVE_UP_S)
         self._pool.shutdown(wait=False, cancel_futures=True)
         for pin in (self._pin, self._older_pin):
             if pin is not None:

@@ -152,11 +152,12 @@ class CheckpointSaver:
         could_not = f"the checkpoint of step {step} could not be written to {self._run_dir}"
         if isinstance(error, CheckpointError):
             return f"{could_not}: {error}; {self._kept()}"
-        free = shutil.disk_usage(self._run_dir).free / 2**20
-        return (
-            f"{could_not} by rank {self._rank} ({error}; {free:.0f} MiB free); {self._kept()}; "
-            "make room"
-        )
+        try:
+            room = f"; {shutil.disk_usage(self._run_dir).free / 2**20:.0f} MiB free"
+            kept = self._kept()
+        except OSError as gone:
+            room, kept = "", f"its directory cannot be looked at ({gone})"
+        return f"{could_not} by rank {self._rank} ({error}{room}); {kept}; make room"
 
     def _kept(self) -> str:
         last = checkpoints.latest_checkpoint(self._run_dir)

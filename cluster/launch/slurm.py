@@ -35,12 +35,14 @@ port=$((20000 + SLURM_JOB_ID % 20000))
 ray_node=(ray start --block --num-cpus={cpus} --num-gpus={gpus} --disable-usage-stats)
 
 # A busy machine starves the memory's shards at Ray's own niceness.
-srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" "${{ray_node[@]}}" --head \\
+srun --overlap --nodes=1 --ntasks=1 --cpus-per-task={cpus} --nodelist="$head" \\
+  "${{ray_node[@]}}" --head \\
   --node-ip-address="$head" --port="$port" --include-dashboard=false \\
   --system-config='{{"worker_niceness":0}}' &
 pluglm doctor --address "$head:$port" --nodes 1 --wait 300
 if [ {nodes} -gt 1 ]; then
-  srun --overlap --nodes={others} --ntasks={others} --exclude="$head" "${{ray_node[@]}}" \\
+  srun --overlap --nodes={others} --ntasks={others} --cpus-per-task={cpus} --exclude="$head" \\
+    "${{ray_node[@]}}" \\
     --address="$head:$port" &
 fi
 # Everything is looked at before hours are spent.

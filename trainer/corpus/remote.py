@@ -14,6 +14,7 @@ import shutil
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import fsspec
 from filelock import FileLock
@@ -23,6 +24,8 @@ from trainer.corpus.info import MANIFEST
 from trainer.data.part_cache import PartCache
 from trainer.data.sequences import ELSEWHERE
 
+# Names of what a URL is signed with: AWS, Azure, Google, and tokens of any kind.
+_SECRET = re.compile(r"sig|token|secret|password|credential|key", re.IGNORECASE)
 _URL = re.compile(r"^[a-z][a-z0-9+.-]*(::[a-z][a-z0-9+.-]*)*://", re.IGNORECASE)
 _CORPORA = "corpora"
 _SEQUENCES, _HELDOUT, _MEMORY = "sequences", "heldout", "memory"
@@ -73,6 +76,27 @@ def corpus_memory(corpus: str | Path) -> Path | str:
     if is_url(str(corpus)):
         return f"{str(corpus).rstrip('/')}/{_MEMORY}"
     return Path(corpus).expanduser() / _MEMORY
+
+
+def refuse_secrets(text: str, setting: str) -> None:
+    """Refuse a URL that holds what must not be written down: it goes into config files and logs.
+
+    Raises:
+        CorpusError: it names a password, a key or a signature; the message does not repeat it.
+    """
+    if not is_url(text):
+        return
+    parts = urlsplit(text)
+    names = {name.lower() for name, _ in parse_qsl(parts.query)}
+    found = "a user name or password" if "@" in parts.netloc else ""
+    found = found or next((f"{n!r}" for n in sorted(names) if _SECRET.search(n)), "")
+    if found:
+        raise CorpusError(
+            f"{setting} is a URL with {found} in it, which would be written into config.toml, "
+            "checkpoints and logs; leave it out, and give it to the filesystem in the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, ...) or "
+            "in fsspec's configuration (FSSPEC_CONFIG_DIR)"
+        )
 
 
 def location(text: str) -> Path | str:

@@ -18,7 +18,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from memory_server.store.segment_cache import default_cache
 
@@ -63,7 +63,7 @@ class PartCache:
             with FileLock(f"{target}.lock"):
                 if not target.exists():
                     self._make(url, target)
-            os.utime(target)
+                os.utime(target)
             self._evict(keep=target)
         except (OSError, pa.ArrowException, ImportError, ValueError) as error:
             raise CacheError(
@@ -99,9 +99,20 @@ class PartCache:
         for _, size, path in sorted(found):
             if total <= self.most_bytes:
                 return
-            if path != keep:
-                path.unlink(missing_ok=True)
+            # What another process brings or maps at this moment is not taken from under it.
+            if path != keep and _unlinked(path):
                 total -= size
+
+
+def _unlinked(path: Path) -> bool:
+    """Remove a part unless someone holds it; whether it is gone."""
+    lock = FileLock(f"{path}.lock", blocking=False)
+    try:
+        with lock:
+            path.unlink(missing_ok=True)
+    except Timeout:
+        return False
+    return True
 
 
 def _key(url: str) -> str:

@@ -29,6 +29,7 @@ Int32Array = NDArray[np.int32]
 ELSEWHERE = "elsewhere.json"
 
 _PATTERN = "part-*"
+_TRIES = 20
 _KINDS = (".arrow", ".parquet")
 _TOKEN_TYPES = (pa.uint16(), pa.int32())
 _SCALARS = {"doc_id": pa.int64(), "first_entry": pa.int32(), "num_entries": pa.int32()}
@@ -134,7 +135,7 @@ class SequenceDataset:
         part = self._parts[number]
         if part is None:
             where, rows = self._found[number]
-            part = _open_part(self._on_disk(where), where)
+            part = self._mapped(where)
             self._let_go()
             self._check_length(where, part)
             if len(part.doc_ids) != rows:
@@ -144,6 +145,21 @@ class SequenceDataset:
                 )
             self._parts[number] = part
         return part
+
+    def _mapped(self, where: str) -> _Part:
+        """The part, mapped; brought again if another process took it out of the cache meanwhile."""
+        for _ in range(_TRIES):
+            local = self._on_disk(where)
+            try:
+                return _open_part(local, where)
+            except SequencesDamaged:
+                if local.exists():
+                    raise
+        raise SequencesDamaged(
+            f"{where} left the cache {_TRIES} times before it could be read: the cache is too "
+            "small for what this node's trainers read at once; raise data.cache_gib, or lower "
+            "data.shuffle_files"
+        )
 
     def _let_go(self) -> None:
         """Unmap parts that have left the cache: a file keeps its disk space while it is mapped."""
