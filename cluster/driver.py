@@ -38,6 +38,7 @@ from trainer.errors import TrainingError
 from trainer.export import MODEL
 from trainer.job import Recovery, TrainJob, TrainOutcome
 from trainer.settings import ConfigError
+from trainer.shared_directory import driver_mark
 from trainer.task import Task
 
 _SMALLER_GANG_TIMEOUT_S = 15.0
@@ -114,7 +115,8 @@ class Driver:
                         raise
                     start, recovery = self._after(Fault.now(error, recovery.failed_step))
                     continue
-                job = self._job(config, gang, start, recovery)
+                mark = stack.enter_context(driver_mark(self._plan.run_dir))
+                job = replace(self._job(config, gang, start, recovery), driver_mark=mark)
                 watch = Watch(gang, job, config.recovery, self._stop, self._tell)
                 try:
                     outcome = watch.until_trained()

@@ -149,7 +149,7 @@ def _as_we_say_it(given: dict[str, Any]) -> dict[str, Any]:
             if not (
                 key in ("offload_optimizer", "offload_param")
                 and isinstance(value, dict)
-                and value.get("device") in ("none", None)
+                and value.get("device") in ("none",)
                 and "nvme_path" not in value
             )
         }

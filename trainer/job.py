@@ -45,6 +45,7 @@ class TrainJob:
         start: step, cursor and refresh state at the start.
         resolved_config: the settings as nested plain values, shown by wandb and kept in every
             checkpoint.
+        driver_mark: a file that the driver has written into `run_dir`; empty: rank 0 is the driver.
         notes: what happened at the start, such as a damaged checkpoint; recorded as events.
         recovery: which fault these trainers go on after; None: the run was started by a person.
     """
@@ -62,6 +63,7 @@ class TrainJob:
     checkpoint: Path | None
     start: CheckpointState
     resolved_config: dict[str, Any]
+    driver_mark: str = ""
     notes: tuple[str, ...] = ()
     recovery: Recovery | None = None
 

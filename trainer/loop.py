@@ -56,7 +56,13 @@ def run_rank(job: TrainJob, rank: int, control: Control) -> TrainOutcome:
     # Left only when all went well: after a failure the other ranks are in a collective that this
     # one will not join, leaving would wait for them (NCCL does), and nobody would hear why. Whoever
     # started the ranks ends their processes.
-    check_shared(job.run_dir, torch.device(job.device), rank=rank, ranks=settings.runtime.trainers)
+    check_shared(
+        job.run_dir,
+        torch.device(job.device),
+        rank=rank,
+        ranks=settings.runtime.trainers,
+        driver=job.driver_mark,
+    )
     metrics = None
     if rank == 0:
         metrics = MetricsWriter(

@@ -173,8 +173,9 @@ again, as often as it takes.""",
         description="""\
 Print a ConfigMap with the run's configuration and a RayJob (or, with --cluster-only, a
 RayCluster) for the KubeRay operator 1.6 or newer. Token authentication is on. Corpus, store and
-run directory lie on a claim that all pods can write to. Pods that are taken away are given
-time for a checkpoint; the job is started again --retries times and goes on from it.""",
+run directory lie on a claim that all pods can write to. If the head's pod is taken away, the run
+is told before and given time for a checkpoint; a lost worker costs the steps since the last one.
+The job is started again --retries times and goes on.""",
         example="pluglm launch kuberay configs/pluglm-base.toml data.corpus=/data/wiki "
         "run.dir=/data/runs/first --image registry/pluglm:1 --claim shared --nodes 2 --cpus 16 "
         "--gpus 8 --out first.yaml",

@@ -96,6 +96,14 @@ def entrypoint() -> str:
     return shlex.join([*words, "--auto-resume"])
 
 
+# The run's driver is a process of the head's pod, whose first process, `ray start`, keeps SIGTERM
+# for itself and ends at once. So the run is told before, and waited for.
+_TELL_RUN = (
+    "pkill -TERM -f '[p]luglm pretrain' || exit 0; "
+    "while pgrep -f '[p]luglm pretrain' >/dev/null; do sleep 1; done"
+)
+
+
 def _cluster(
     plan: LaunchPlan, *, image: str, memory: str, claim: str, mount: str
 ) -> dict[str, Any]:
@@ -108,7 +116,7 @@ def _cluster(
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": _pod(plan, "ray-head", image, small, claim, mount),
+            "template": _pod(plan, "ray-head", image, small, claim, mount, before_stop=_TELL_RUN),
         },
         "workerGroupSpecs": [
             {
@@ -130,11 +138,15 @@ def _pod(
     resources: Mapping[str, Any],
     claim: str,
     mount: str,
+    *,
+    before_stop: str = "",
 ) -> dict[str, Any]:
+    hook = {"preStop": {"exec": {"command": ["bash", "-c", before_stop]}}}
     return {
         "spec": {
             "containers": [
                 {
+                    **({"lifecycle": hook} if before_stop else {}),
                     "name": container,
                     "image": image,
                     "workingDir": mount,

@@ -149,6 +149,7 @@ def test_a_job_starts_one_ray_with_a_token_and_looks_the_nodes_over(job: Job) ->
         job.wait_for(node)
     lines = job.lines()
     head, workers = (line for line in lines if line.startswith("srun"))
+    assert all("--cpus-per-task=" in line for line in (head, workers)), "srun inherits none"
     assert "--nodelist=node-a" in head
     assert "--head" in head
     assert "--num-gpus=2" in head

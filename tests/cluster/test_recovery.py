@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import DistStoreError
 
 from cluster.config import ConfigError, PretrainConfig, config_from_mapping
 from cluster.driver import explained
@@ -39,6 +41,12 @@ def config_of(**sections: dict[str, object]) -> PretrainConfig:
         (RuntimeError("failed to listen on any local network address. name: EADDRINUSE"), True),
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), True),
         (RuntimeError("NCCL error: remote process exited"), True),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), False),
+        (DistStoreError("Timed out after 601 seconds waiting for clients. 1/2 joined."), True),
+        (OSError(errno.ESTALE, "Stale file handle"), True),
+        (OSError(errno.EIO, "Input/output error"), True),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (TrainingError("not finite at step 3: weights"), False),
         (CheckpointError("ranks write to different disks"), False),

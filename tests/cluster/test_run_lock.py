@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +43,21 @@ def test_the_second_driver_is_told_who_holds_it(tmp_path: Path) -> None:
         holder.kill()
         holder.wait()
     with run_lock(tmp_path):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        wanted = f"{os.getpid()} on {socket.gethostname()}"
+        assert (tmp_path / ".lock").read_text() == wanted
     with run_lock(tmp_path):
         pass
+
+
+def test_a_filesystem_without_locks_is_not_a_run_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with (
+        pytest.raises(LaunchError, match=r"cannot be locked .*Lustre: -o flock"),
+        run_lock(tmp_path),
+    ):
+        pytest.fail("locked without a lock")

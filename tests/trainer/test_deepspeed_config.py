@@ -134,6 +134,26 @@ def test_slips_and_contradictions_are_refused(
     assert "own.json" in str(caught.value)
 
 
+def test_gradients_that_are_summed_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text('{"gradient_allreduce_op": "sum"}', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"gradient_allreduce_op.*mean"):
+        deepspeed_config(settings(deepspeed_config=str(path)), on_gpu=False)
+
+
+def test_the_same_said_in_other_words_is_no_contradiction(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    given = {
+        "bfloat16": {"enabled": True},
+        "zero_optimization": {"offload_optimizer": {"device": "none"}},
+    }
+    path.write_text(json.dumps(given), encoding="utf-8")
+    made = deepspeed_config(settings(precision="bf16", deepspeed_config=str(path)), on_gpu=False)
+    assert made["bf16"]["enabled"] is True
+    assert "bfloat16" not in made
+    assert "offload_optimizer" not in made["zero_optimization"]
+
+
 def test_what_is_offloaded_goes_where_the_settings_say() -> None:
     given = deepspeed_config(
         settings(zero_stage=3, offload_optimizer="cpu", offload_parameters="cpu"), on_gpu=True

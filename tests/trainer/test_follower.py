@@ -536,6 +536,18 @@ def test_a_refresh_that_met_an_edit_is_searched_under_the_number_that_is_live() 
     assert memory.log == ["stage 8", "wait 8", "activate 8", "release 7"]
     assert (run.follower.epoch, run.follower.encoder_step) == (9, 2)
     assert memory.pinned == [9]
+    assert run.follower.content_version == "v9", "a checkpoint names what is live"
+    assert "the memory was edited: content v9 from here on" in run.events()
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_is_staged_at_the_end_is_not_left_to_the_memory() -> None:
+    """A server outlives the run, and its room is not this run's to take."""
+    memory = FakeMemory()
+    run = Harness(memory, refresh="async", refresh_every_steps=2)
+    run.at(2)
+    run.follower.close()
+    assert memory.log == ["stage 8", "release 8"]
 
 
 # --- synchronous, off, and the bound --------------------------------------------------------------
