@@ -16,6 +16,7 @@ from torch import Tensor
 from memory_server.api import Memory
 from memory_server.kept_pin import KeptPin
 from trainer.distributed import broadcast_integers
+from trainer.drift import KeyDrift
 from trainer.engine import TrainingEngine
 from trainer.errors import TrainingError
 from trainer.publisher import Publisher
@@ -73,6 +74,7 @@ class MemoryFollower:
         stop_requested: Callable[[], bool],
         record: Callable[..., None],
         say: Callable[[str], None],
+        drift: KeyDrift | None = None,
     ) -> None:
         """Start at an epoch that is live.
 
@@ -89,6 +91,7 @@ class MemoryFollower:
             stop_requested: whether someone asked the run to end (rank 0; the others' is ignored).
             record: ``record(kind, step, **numbers)`` writes a metrics line (rank 0).
             say: tells the person who watches (rank 0).
+            drift: how far refreshes move keys (rank 0); None: not told.
         """
         self._engine, self._settings = engine, settings
         self._leads = rank == 0
@@ -105,6 +108,7 @@ class MemoryFollower:
             stop_requested=stop_requested,
             record=record,
             say=say,
+            drift=drift if self._leads else None,
         )
         self._published_at = self._stood_still = 0.0
 
@@ -277,5 +281,6 @@ class MemoryFollower:
             seconds_stood_still=self._stood_still + (now - started),
             seconds_publishing=self._stood_still,
             mode=self._settings.refresh,
+            **self._publisher.moved(),
             **memory_bytes,
         )

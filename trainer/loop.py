@@ -13,7 +13,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from model import PlugLMConfig
+from memory_server.api import Retrieved
+from model import KeyEncoderFactory, PlugLMConfig
 from trainer import checkpoint as checkpoints
 from trainer.build import build_model
 from trainer.control import Control
@@ -21,6 +22,7 @@ from trainer.corpus.tokenizer import load_tokenizer
 from trainer.data import rng
 from trainer.data.stream import TrainBatch
 from trainer.distributed import barrier, sum_over_ranks
+from trainer.drift import KeyDrift
 from trainer.engine import TrainingEngine, start_process_group, stop_process_group
 from trainer.errors import CheckpointError, CheckpointRefused
 from trainer.evaluate import right_entries
@@ -113,6 +115,7 @@ class _Run:
             metrics.truncate_after(start.step)
         for note in job.notes:
             self._record("event", self.step, message=note)
+        self.drift = KeyDrift(KeyEncoderFactory(job.model_config))
         self.follower = MemoryFollower(
             job.memory,
             self.engine,
@@ -127,6 +130,7 @@ class _Run:
             stop_requested=self._look_for_stop,
             record=self._record,
             say=control.say,
+            drift=self.drift,
         )
         self.saver = CheckpointSaver(
             job.run_dir,
@@ -311,8 +315,13 @@ class _Run:
             exclude_doc_ids=exclude,
             pool=self.searches,
             waiting=lambda: self.timer.part("retrieval"),
-            note=self.lost_shards.note,
+            note=self._note_reply,
         )
+
+    def _note_reply(self, found: Retrieved) -> None:
+        self.lost_shards.note(found)
+        if self.rank == 0:
+            self.drift.note(found)
 
     def _numbers(
         self, batch: TrainBatch, output: Any, denominator: Tensor, excluded_B: Tensor

@@ -14,6 +14,7 @@ from memory_server.api import Memory, StageState, StageStatus
 from memory_server.errors import MemoryServerError, UnknownEpoch
 from memory_server.kept_pin import KeptPin
 from trainer.asking import Asked
+from trainer.drift import KeyDrift
 from trainer.errors import TrainingError
 
 log = logging.getLogger(__name__)
@@ -45,11 +46,13 @@ class Publisher:
         stop_requested: Callable[[], bool],
         record: Callable[..., None],
         say: Callable[[str], None],
+        drift: KeyDrift | None = None,
     ) -> None:
         """Start with nothing staged; see `MemoryFollower`.
 
         Args:
             pin: on the epoch that is searched; None on ranks that lead nothing.
+            drift: tells how far each refresh moves the keys; None: that is not told.
         """
         self._memory, self._record, self._say = memory, record, say
         self._content_version, self._stop_requested = content_version, stop_requested
@@ -57,6 +60,8 @@ class Publisher:
         self._next_content, self._next_weights = live_content, live_weights
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="publisher")
         self._staged: Future[int] | None = None
+        self._drift = drift
+        self._moved: Future[dict[str, float]] | None = None
         self._status: Asked[StageStatus] | None = None
         self._look_for_others()
         self._pin = pin
@@ -80,6 +85,8 @@ class Publisher:
         self._status = Asked(
             self._pool, lambda: self._memory.staging(staged.result()), every_s=_LOOK_EVERY_S
         )
+        if self._drift is not None:
+            self._moved = self._pool.submit(self._drift.between, self.live_weights, weights)
         self._next_weights = weights
         self._next_content = content or self.content_version
 
@@ -171,6 +178,12 @@ class Publisher:
         self.content_version = info.content_version
         self.edited = True
         return info.epoch
+
+    def moved(self) -> dict[str, float]:
+        """How far the refresh that is live now has moved the keys, if that is known by now."""
+        if self._moved is None or not self._moved.done() or self._moved.exception() is not None:
+            return {}
+        return self._moved.result()
 
     def let_go(self, step: int, previous: int) -> dict[str, dict[str, int]]:
         """Free the epoch before; no rank searches it any more: all have finished the step before.

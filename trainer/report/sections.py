@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.report.charts import line_chart
 from trainer.report.curves import curves
-from trainer.report.figures import number, percent, plural, seconds
+from trainer.report.figures import fixed, number, percent, plural, seconds
 from trainer.report.markup import Html, join, tag
 from trainer.report.run_data import RunData, finite
 from trainer.report.tables import absent, scrollable, section, sparse_table
@@ -175,7 +175,16 @@ def _restarts(lines: Sequence[Mapping[str, Any]]) -> Html | None:
 def _refreshes(lines: Sequence[Mapping[str, Any]]) -> Html:
     if not lines:
         return absent("The memory was not refreshed during this run.")
-    columns = ("live at step", "epoch", "keys of step", "mode", "took", "training stood still")
+    columns = (
+        "live at step",
+        "epoch",
+        "keys of step",
+        "mode",
+        "took",
+        "training stood still",
+        "cosine of old and new keys",
+        "nearest entries kept",
+    )
     rows = [
         tag(
             "tr",
@@ -185,6 +194,8 @@ def _refreshes(lines: Sequence[Mapping[str, Any]]) -> Html:
             tag("td", line.get("mode")),
             tag("td", seconds(finite(line.get("seconds_total")))),
             tag("td", seconds(finite(line.get("seconds_stood_still")))),
+            tag("td", fixed(finite(line.get("key_cosine")), 4)),
+            tag("td", percent(finite(line.get("key_neighbours_kept")))),
         )
         for line in lines
     ]
