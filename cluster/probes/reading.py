@@ -88,7 +88,7 @@ def read_probes(
 
     Raises:
         TaskDataError: no such file, no rows, a missing column, a template without its slots, a
-            sentence without exactly one [MASK]; names the row.
+            sentence without [MASK]; names the row.
     """
     columns = columns or Columns()
     table = read_table(path, "the probes")
@@ -132,7 +132,8 @@ def read_probes(
 
 
 def fit(trained: TrainedModel, probes: Sequence[Probe], *, skip_unfit: bool = False) -> Fitted:
-    """Turn probes into tokens; those whose answer is not one token cannot be asked with one mask.
+    """Turn probes into tokens. An object of several tokens cannot be asked with one mask, nor can a
+    sentence with several masks, which LAMA leaves out, too.
 
     Raises:
         ConfigError: some do not fit and `skip_unfit` is off, or none is left; says which and why.
@@ -200,8 +201,8 @@ def _from_template(table: Table, row: int, template: Any, subject: str) -> str:
 
 def _from_sentence(table: Table, row: int, column: str, given: Any) -> str:
     text = " ".join(given) if isinstance(given, list) else str(given or "")
-    if text.count(MASK) != 1:
-        raise table.fault(row, column, f"{text!r} has {MASK} {text.count(MASK)} times, not once")
+    if MASK not in text:
+        raise table.fault(row, column, f"{text!r} has no {MASK}")
     return text
 
 
@@ -244,8 +245,7 @@ def _one_token(trained: TrainedModel, answer: str) -> int:
 
 def _sentence(trained: TrainedModel, text: str) -> tuple[int, ...]:
     tokenizer = trained.tokenizer
-    before, _, behind = text.partition(MASK)
-    given = before + tokenizer.mask_token + behind
+    given = text.replace(MASK, tokenizer.mask_token)
     ids = tokenizer(given, add_special_tokens=False, verbose=False).input_ids
     if len(ids) + 2 > trained.max_positions:
         raise ConfigError(
@@ -253,5 +253,5 @@ def _sentence(trained: TrainedModel, text: str) -> tuple[int, ...]:
             f"{trained.max_positions - 2}"
         )
     if ids.count(tokenizer.mask_token_id) != 1:
-        raise ConfigError(f"{text!r} does not have exactly one mask for this tokenizer")
+        raise ConfigError(f"{text[:60]!r}... has {ids.count(tokenizer.mask_token_id)} masks, not 1")
     return (int(tokenizer.cls_token_id), *ids, int(tokenizer.sep_token_id))

@@ -75,7 +75,7 @@ def test_templates_and_sentences_are_read(tmp_path: Path) -> None:
     [
         ({"sub": "a", "obj": "b", "template": "[X] only"}, r"line 1.*\[Y\] 0 times"),
         ({"sub": "a", "obj": "b", "template": "[X] [X] [Y]"}, r"\[X\] 2 times"),
-        ({"sub": "a", "obj": "b", "masked_sentence": "no mask"}, r"\[MASK\] 0 times"),
+        ({"sub": "a", "obj": "b", "masked_sentence": "no mask"}, r"has no \[MASK\]"),
         ({"sub": "a", "obj": "", "template": "[X] [Y]"}, "'obj': is empty"),
         ({"subj": "a", "obj": "b", "template": "[X] [Y]"}, "no column sub or sub_label"),
         ({"sub": "a", "obj": "b"}, "no column 'masked_sentence'"),
@@ -90,8 +90,11 @@ def test_what_does_not_fit_the_model_is_told(opened: Opened) -> None:
     good = Probe(subject="s", answer="river", text="the [MASK]")
     long = Probe(subject="s", answer="river", text="river " * 40 + "[MASK]")
     several = Probe(subject="s", answer="unpronounceable", text="the [MASK]")
+    twice = Probe(subject="s", answer="river", text="[MASK] is [MASK]")
     with pytest.raises(ConfigError, match=r"2 of 3 probes .*unpronounceable.*--skip-unfit"):
         fit(opened.trained, [good, several, long])
+    with pytest.raises(ConfigError, match="has 2 masks, not 1"):
+        fit(opened.trained, [good, twice])
     fitted = fit(opened.trained, [good, several, long, good], skip_unfit=True)
     assert fitted.probes == (good,)
     assert fitted.repeated == 1
