@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from cluster.cli import (
     adapt,
+    adapt_baseline,
     checkpoint,
     convert,
     corpus,
@@ -36,6 +37,7 @@ COMMANDS: tuple[Command, ...] = (
     evaluate.EVALUATE,
     finetune.FINETUNE,
     # Before `adapt`, whose first argument could be any word.
+    adapt_baseline.BASELINE,
     adapt.COMPARE,
     adapt.ADAPT,
     in_task.IN_TASK,
