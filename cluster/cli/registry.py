@@ -36,10 +36,9 @@ COMMANDS: tuple[Command, ...] = (
     *memory.COMMANDS,
     evaluate.EVALUATE,
     finetune.FINETUNE,
-    # Before `adapt`, whose first argument could be any word.
-    adapt_baseline.BASELINE,
-    adapt.COMPARE,
     adapt.ADAPT,
+    adapt.COMPARE,
+    adapt_baseline.BASELINE,
     in_task.IN_TASK,
     report.REPORT,
     convert.BERT,
@@ -65,7 +64,8 @@ def find_command(words: Sequence[str]) -> tuple[Command, list[str]]:
     Raises:
         UsageError: there is no such command; names the nearest.
     """
-    for command in COMMANDS:
+    # The longest name first: what `adapt` takes could be any word, but `adapt compare` is meant so.
+    for command in sorted(COMMANDS, key=lambda command: -len(command.name.split())):
         name = command.name.split()
         if list(words[: len(name)]) == name:
             return command, list(words[len(name) :])
