@@ -53,7 +53,7 @@ def load_finetune_config(path: Path | str, overrides: Sequence[str] = ()) -> Fin
 
 def check_finetuning(config: FinetuneConfig, *, say: Say) -> None:
     """Read and check everything, and train nothing; raises as `trainer.finetune.run.check`."""
-    _quiet_transformers()
+    quiet_transformers()
     check(config, say=say)
 
 
@@ -67,7 +67,7 @@ def run_finetuning(config: FinetuneConfig, *, resume: bool, say: Say) -> dict[st
         LaunchError: another process works there. Else as `check`, `claim` and `finetune` of
         `trainer.finetune.run`.
     """
-    _quiet_transformers()
+    quiet_transformers()
     if config.run.wandb != "disabled":
         # The Trainer's wandb callback reads these.
         os.environ["WANDB_MODE"] = config.run.wandb
@@ -115,7 +115,7 @@ def _leave_nothing(home: Path) -> None:
         home.rmdir()
 
 
-def _quiet_transformers() -> None:
+def quiet_transformers() -> None:
     """Its bars and reports are for people who load models by hand."""
     # DeepSpeed, which accelerate imports where it is installed, would look for it and tell.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")

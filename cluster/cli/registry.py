@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from cluster.cli import (
     adapt,
+    adapt_baseline,
     checkpoint,
     convert,
     corpus,
@@ -44,9 +45,9 @@ COMMANDS: tuple[Command, ...] = (
     probe.UPDATE,
     finetune.FINETUNE,
     experiment.EXPERIMENT,
-    # Before `adapt`, whose first argument could be any word.
-    adapt.COMPARE,
     adapt.ADAPT,
+    adapt.COMPARE,
+    adapt_baseline.BASELINE,
     in_task.IN_TASK,
     report.REPORT,
     convert.BERT,
@@ -72,7 +73,8 @@ def find_command(words: Sequence[str]) -> tuple[Command, list[str]]:
     Raises:
         UsageError: there is no such command; names the nearest.
     """
-    for command in COMMANDS:
+    # The longest name first: what `adapt` takes could be any word, but `adapt compare` is meant so.
+    for command in sorted(COMMANDS, key=lambda command: -len(command.name.split())):
         name = command.name.split()
         if list(words[: len(name)]) == name:
             return command, list(words[len(name) :])

@@ -11,7 +11,7 @@ import pytest
 
 from cluster import checks
 from cluster.cli import main
-from cluster.cli.registry import COMMANDS
+from cluster.cli.registry import find_command
 from cluster.config import load_config
 from memory_server.store.store import Store
 
@@ -32,8 +32,8 @@ def test_the_readme_shows_commands() -> None:
 
 @pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
 def test_every_command_line_parses(words: list[str]) -> None:
-    command = next(c for c in COMMANDS if words[: len(c.name.split())] == c.name.split())
-    command.parser().parse_intermixed_args(words[len(command.name.split()) :])
+    command, rest = find_command(words)
+    command.parser().parse_intermixed_args(rest)
 
 
 def test_your_own_text_goes_from_corpus_to_pretraining(
