@@ -21,6 +21,7 @@ from trainer.data.order import MixedOrder, WholeShuffle
 from trainer.data.part_cache import PartCache
 from trainer.data.sequences import SequenceDataset
 from trainer.deepspeed_config import deepspeed_config
+from trainer.deepspeed_values import check_values
 from trainer.settings import ConfigError
 
 
@@ -186,7 +187,9 @@ def check_engine(config: PretrainConfig, *, on_gpu: bool) -> None:
     Raises:
         ConfigError: the user's DeepSpeed JSON, or settings that need a GPU where there is none.
     """
-    deepspeed_config(config, on_gpu=on_gpu)
+    made = deepspeed_config(config, on_gpu=on_gpu)
+    if config.runtime.deepspeed_config:
+        check_values(made, f"runtime.deepspeed_config = {config.runtime.deepspeed_config}")
 
 
 def check_model(config: PretrainConfig, source: Source) -> PlugLMConfig:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from trainer.deepspeed_config import deepspeed_config, merge_over
+from trainer.deepspeed_values import check_values
 from trainer.settings import (
     ConfigError,
     DataSettings,
@@ -152,6 +153,22 @@ def test_the_same_said_in_other_words_is_no_contradiction(tmp_path: Path) -> Non
     assert made["bf16"]["enabled"] is True
     assert "bfloat16" not in made
     assert "offload_optimizer" not in made["zero_optimization"]
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"fp16": {"loss_scle": 1}}, "fp16.loss_scle = 1: Extra inputs are not permitted"),
+        ({"zero_optimization": {"reduce_bucket_size": -5}}, "reduce_bucket_size = -5: Input"),
+        ({"zero_optimization": {"overlap_comm": "yes please"}}, 'overlap_comm = "yes please"'),
+    ],
+)
+def test_values_are_what_deepspeed_takes(tmp_path: Path, own: dict[str, Any], said: str) -> None:
+    made = deepspeed_config(own_json(tmp_path, json.dumps(own)), on_gpu=False)
+    with pytest.raises(ConfigError) as caught:
+        check_values(made, "own.json")
+    assert said in str(caught.value)
+    check_values(deepspeed_config(settings(), on_gpu=False), "ours")
 
 
 def test_what_is_offloaded_goes_where_the_settings_say() -> None:
