@@ -82,6 +82,25 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == names(tmp_path)
 
 
+def test_an_old_one_that_cannot_be_removed_does_not_undo_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On NFS a directory of which a file is open or mapped stays."""
+    write(tmp_path, 5, keep=1)
+
+    def busy(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(39, "Directory not empty")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.checkpoint.shutil.rmtree", busy)
+        path = write(tmp_path, 10, keep=1)
+    assert checkpoint.latest_checkpoint(tmp_path) == path
+    assert names(tmp_path) == ["step-00000010"]
+    write(tmp_path, 15, keep=1)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000015"]
+
+
 def test_the_same_step_again_replaces_the_older_one(tmp_path: Path) -> None:
     write(tmp_path, 5, content="first")
     path = write(tmp_path, 5, content="second")

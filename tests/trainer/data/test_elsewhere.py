@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -187,3 +188,22 @@ def test_a_cache_that_cannot_be_written_is_named(far: str, cache: Path) -> None:
     (cache / "parts").write_text("a file")
     with pytest.raises(CacheError, match="PLUGLM_CACHE_DIR"):
         PartCache.of_this_machine().local(f"{far}/sequences/part-00000.arrow")
+
+
+def _read_all(folder: str, cache_dir: str, seed: int) -> int:
+    """Reads sequences here and there with room for one part; returns how many."""
+    os.environ["PLUGLM_CACHE_DIR"] = cache_dir
+    dataset = SequenceDataset(Path(folder), cache_gib=1e-9)
+    random = np.random.default_rng(seed)
+    for _ in range(60):
+        dataset.gather(random.integers(0, len(dataset), 4))
+    return 240
+
+
+def test_processes_share_a_cache_that_is_too_small(corpus: CorpusInfo, tmp_path: Path) -> None:
+    """One takes out what another has just brought, and neither notices more than the time."""
+    to_parquet(corpus.sequences_path, tmp_path / "parquet")
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(3) as pool:
+        asked = [(str(tmp_path / "parquet"), str(tmp_path / "shared"), seed) for seed in range(3)]
+        assert pool.starmap(_read_all, asked) == [240] * 3
