@@ -103,7 +103,8 @@ def memory_with_samples(config: InTaskConfig, samples: Samples, *, say: Say) -> 
     A copy that was made of the same things is taken as it is. The memory itself is not touched.
 
     Raises:
-        ConfigError: a copy is there that was made of other things, and finished seeds read it.
+        ConfigError: a copy is there that was made of other things, and finished seeds read it, or
+            something that is no copy.
         StoreError: the memory is damaged, or there is no room.
     """
     home = Path(config.run.dir)
@@ -117,6 +118,11 @@ def memory_with_samples(config: InTaskConfig, samples: Samples, *, say: Say) -> 
         "domain": config.in_task.domain,
         "samples": sha256(lines.encode()).hexdigest()[:16],
     }
+    if place.resolve() == Path(source.location).resolve():
+        raise ConfigError(
+            f"memory.store = {config.memory.store!r}: is the copy that run.dir = {str(home)!r} is "
+            "to hold; give the memory that it was made of, or another directory with --out DIR"
+        )
     if (place / ABOUT).is_file():
         if json.loads((place / ABOUT).read_text(encoding="utf-8")) == about:
             return place
@@ -125,6 +131,11 @@ def memory_with_samples(config: InTaskConfig, samples: Samples, *, say: Say) -> 
                 f"run.dir = {str(home)!r}: its finished seeds read a memory of other samples, or "
                 "of another memory; change it back, or choose another directory with --out DIR"
             )
+    elif place.exists():
+        raise ConfigError(
+            f"run.dir = {str(home)!r}: holds a {COPY}/ that this command did not make; choose "
+            "another directory with --out DIR"
+        )
     say(f"copying the memory {source.location} and adding {len(samples.rows):,} samples ...")
     building = home / f".building-{COPY}"
     for old in (building, place):

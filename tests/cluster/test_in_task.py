@@ -1,6 +1,7 @@
 """`pluglm in-task`: samples as entries, compared with and without; nothing leaks in training."""
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,21 @@ def test_it_goes_on_with_the_same_copy_and_refuses_another(
     assert main(other) == 2
     assert "read a memory of other samples" in capsys.readouterr().err
     assert (out / "memory" / "in-task.json").stat().st_mtime_ns == stamp
+
+
+def test_no_memory_that_another_command_made_is_written_over(
+    home: Home, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(home.path / "store", out / "memory")
+    before = sorted(path for path in out.rglob("*"))
+    assert main(words(home, out)) == 2
+    assert "holds a memory/ that this command did not make" in capsys.readouterr().err
+    own = f"memory.store={out / 'memory'}"
+    assert main(words(home, out, own)) == 2
+    assert "is the copy that run.dir" in capsys.readouterr().err
+    assert [path for path in before if not path.exists()] == []
+    assert Store.open(out / "memory").manifest().entries == 11
 
 
 def test_label_words_are_said_in_place_of_labels(

@@ -57,7 +57,13 @@ class Classification:
     def describe(self) -> str:
         rows = ", ".join(f"{len(gold):,} {split}" for split, gold in self.gold.items())
         what = "pairs of texts" if self.texts["train"].pair_column else "texts"
-        return f"classification of {what} into {len(self.labels)} labels; rows: {rows}"
+        told = f"classification of {what} into {len(self.labels)} labels; rows: {rows}"
+        for split, gold in self.gold.items():
+            there = set(gold)
+            absent = [name for i, name in enumerate(self.labels) if i not in there]
+            if absent:
+                told += f"; {split} has none of {', '.join(map(repr, absent))}"
+        return told
 
     def encode(self, split: str, tokenizer: Any) -> EncodedRows:
         return encode_texts(

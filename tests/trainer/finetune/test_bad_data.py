@@ -101,3 +101,11 @@ def test_a_split_without_the_column_is_named(tmp_path: Path) -> None:
     dev = write_rows(tmp_path / "dev.jsonl", [{"text": "a", "lable": "x"}])
     with pytest.raises(TaskDataError, match=r"dev.jsonl: there is no column 'label'.*'lable'"):
         read_task(task("classification", train, dev=str(dev)))
+
+
+def test_labels_that_a_split_lacks_are_told(tmp_path: Path) -> None:
+    rows = [{"text": "the cat", "label": name} for name in ("a", "b", "c")]
+    train = write_rows(tmp_path / "train.jsonl", rows)
+    dev = write_rows(tmp_path / "dev.jsonl", rows[:1])
+    said = read_task(task("classification", train, dev=str(dev))).describe()
+    assert said.endswith("3 labels; rows: 3 train, 1 dev; dev has none of 'b', 'c'")
