@@ -13,6 +13,7 @@ import torch
 
 from cluster import checks, resources
 from cluster.config import ClusterConfig, PretrainConfig
+from cluster.doctor.across import all_reduce_across
 from cluster.doctor.facts import NodeFacts, read_facts
 from cluster.doctor.findings import (
     Finding,
@@ -133,6 +134,9 @@ def _of_cluster(
             if facts:
                 yield from of_clocks(facts, clocks)
                 yield from _of_nodes(facts, places)
+            answered = {fact.node_id for fact in facts}
+            there = [n for n in ray.nodes() if n["NodeID"] in answered]  # type: ignore[no-untyped-call]
+            yield from all_reduce_across(there, timeout_s=_FACTS_TIMEOUT_S)
             if config is not None:
                 yield _of_resources(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
     except LaunchError as error:

@@ -59,25 +59,43 @@ def all_reduce(backend: str, *, loopback: bool = True, timeout_s: float = 120.0)
 
 def _rank(rank: int, init_method: str, backend: str, timeout_s: float, told: Any) -> None:
     try:
-        import torch
-        import torch.distributed as dist
-
-        dist.init_process_group(
-            backend,
-            init_method=init_method,
-            rank=rank,
-            world_size=2,
-            timeout=timedelta(seconds=timeout_s),
-        )
-        device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
-        numbers = torch.full((NUMBERS,), float(rank + 1), device=device)
-        dist.all_reduce(numbers)  # the first one also makes the connections
-        numbers.fill_(float(rank + 1))
-        began = time.perf_counter()
-        dist.all_reduce(numbers)
-        right = bool((numbers == 3).all())
-        told.put(time.perf_counter() - began if right else "the sum is wrong")
-        dist.destroy_process_group()
+        told.put(reduce_once(rank, 2, init_method, backend, timeout_s, device=rank))
     # Whatever it is, it is what the person wants to know.
     except Exception as error:
         told.put(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+
+
+def reduce_once(
+    rank: int, world: int, init_method: str, backend: str, timeout_s: float, device: int = 0
+) -> float:
+    """Meet, and add a vector up as one of the ranks; seconds of the second time, the first of which
+    also makes the connections.
+
+    Args:
+        device: number of the GPU, for "nccl".
+
+    Raises:
+        RuntimeError: they did not meet, or the sum is wrong.
+    """
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group(
+        backend,
+        init_method=init_method,
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    where = torch.device("cuda", device) if backend == "nccl" else torch.device("cpu")
+    numbers = torch.full((NUMBERS,), float(rank + 1), device=where)
+    dist.all_reduce(numbers)
+    numbers.fill_(float(rank + 1))
+    began = time.perf_counter()
+    dist.all_reduce(numbers)
+    right = bool((numbers == world * (world + 1) // 2).all())
+    seconds = time.perf_counter() - began
+    dist.destroy_process_group()
+    if not right:
+        raise RuntimeError("the sum is wrong")
+    return seconds
