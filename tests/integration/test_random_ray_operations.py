@@ -67,7 +67,6 @@ def test_every_reply_is_what_its_epoch_holds_whoever_dies(tmp_path: Path) -> Non
 
 
 @pytest.mark.long
-@pytest.mark.timeout(7200)
 @pytest.mark.integration
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_a_long_history_whoever_dies(tmp_path: Path, seed: int) -> None:
