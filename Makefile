@@ -1,6 +1,7 @@
 # make quickstart   set everything up and run the main job on the embedded corpus
 # make test         set everything up and run the tests
 # make lint         set everything up and run ruff, mypy and the import check
+# make docs         write docs/reference from the code
 #
 # PYTHON=python3.12     which Python makes the environment (3.11 or newer)
 # EXTRA=cpu|gpu         which packages; by default gpu where nvidia-smi answers
@@ -24,7 +25,7 @@ ifeq ($(filter $(EXTRA),cpu gpu),)
 $(error EXTRA=$(EXTRA) is not known: give EXTRA=cpu or EXTRA=gpu)
 endif
 
-.PHONY: setup quickstart test lint clean
+.PHONY: setup quickstart test lint docs clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -58,6 +59,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES)
 	$(BIN)/lint-imports
+
+docs: $(STAMP)
+	$(BIN)/python -m cluster.reference
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

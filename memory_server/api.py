@@ -22,7 +22,9 @@ class KeysById(Protocol):
     """Keys that were made before, found by the entry's id instead of being encoded."""
 
     @property
-    def key_width(self) -> int: ...
+    def key_width(self) -> int:
+        """Q."""
+        ...
 
     def keys_of(self, ids: npt.NDArray[np.int64], tokens: npt.NDArray[Any]) -> Tensor:
         """float32 [n, Q] for ids [n] and their tokens [n, S]; raises UnknownEntry."""
@@ -30,6 +32,7 @@ class KeysById(Protocol):
 
 
 KeySource = KeyEncoder | KeysById
+"""What a shard gets keys from."""
 KeyEncoderFactory = Callable[[Mapping[str, Tensor]], KeySource]
 """Weights to an encoder. It must pickle: shards in other processes call it."""
 
@@ -81,7 +84,9 @@ class TabledFactory(Protocol):
 
 
 StageState = Literal["encoding", "sealed", "failed"]
+"""Where an epoch stands: its keys are being made, every shard has them, or it has failed."""
 LostShardPolicy = Literal["wait", "degrade"]
+"""When a shard does not answer: wait for it up to the deadline, or answer without and say so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +169,9 @@ class EpochPin(Protocol):
     """A reader's hold on an epoch: a release of it waits until this is closed or its lease ends."""
 
     @property
-    def epoch(self) -> int: ...
+    def epoch(self) -> int:
+        """The epoch that is held."""
+        ...
 
     def renew(self) -> None:
         """Begin the lease anew. Raises UnknownEpoch when it has ended."""

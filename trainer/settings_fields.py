@@ -119,10 +119,10 @@ _LISTS = {
 def describe_bounds(metadata: Mapping[str, Any]) -> str:
     """The allowed range in words; empty when nothing bounds the field."""
     if "minimum" in metadata and "maximum" in metadata:
-        return f"from {metadata['minimum']:g} to {metadata['maximum']:g}"
+        return f"from {metadata['minimum']:.15g} to {metadata['maximum']:.15g}"
     words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
     return " and ".join(
-        f"{word} {metadata[bound]:g}" for bound, word in words.items() if bound in metadata
+        f"{word} {metadata[bound]:.15g}" for bound, word in words.items() if bound in metadata
     )
 
 

@@ -40,10 +40,18 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=some_path, required=True, metavar="DIR", help="where the model is written"
     )
     parser.add_argument(
-        "--steps", type=positive, default=1000, metavar="N", help="(default: %(default)s)"
+        "--steps",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help="optimizer steps (default: %(default)s)",
     )
     parser.add_argument(
-        "--batch-size", type=positive, default=32, metavar="B", help="(default: %(default)s)"
+        "--batch-size",
+        type=positive,
+        default=32,
+        metavar="B",
+        help="sequences of a step (default: %(default)s)",
     )
     parser.add_argument(
         "--sequence-length",
@@ -55,9 +63,25 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lr", type=_rate, default=1e-4, help="peak learning rate (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=whole_number, default=0, help="(default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument(
+        "--seed",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="of random weights, the order of the text and the masks (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to compute; auto: a GPU if there is one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="number format of activations (default: %(default)s)",
+    )
     parser.add_argument(
         "--text-field",
         default="text",
