@@ -31,8 +31,8 @@ _CODES: tuple[tuple[int, str], ...] = (
     (BAD_INPUT, "refused: a command line, configuration, path, name or file that cannot work"),
     (
         REQUEUE,
-        "`pretrain` (or `quickstart`) was asked to go by SIGTERM or SIGUSR1: queue the same command "
-        "again, `pretrain` with `--auto-resume` (sysexits.h calls it EX_TEMPFAIL)",
+        "`pretrain` (or `quickstart`) was asked to go by SIGTERM or SIGUSR1: queue the same "
+        "command again, `pretrain` with `--auto-resume` (sysexits.h calls it EX_TEMPFAIL)",
     ),
     (CTRL_C, "ended by Ctrl-C; `pretrain` has written a checkpoint if there was a step to save"),
     (BROKEN_PIPE, "who read the output has gone (`head`, `less`)"),
