@@ -25,6 +25,7 @@ from cluster.cli import (
     probe,
     quickstart,
     report,
+    update,
 )
 from cluster.cli.command import PROGRAM, Command, UsageError
 
@@ -42,7 +43,7 @@ COMMANDS: tuple[Command, ...] = (
     explain.EXPLAIN,
     explorer.EXPLORER,
     probe.PROBE,
-    probe.UPDATE,
+    update.UPDATE,
     finetune.FINETUNE,
     experiment.EXPERIMENT,
     adapt.ADAPT,
