@@ -42,7 +42,7 @@ from training_step import BERT, FIRST_WORD, PAPER, PLAIN, RECIPE, VARIANTS, Size
 from transformers import BertConfig, BertForMaskedLM
 
 from memory_server.index.base import IndexInput
-from memory_server.index.faiss_kinds import gpu_count
+from memory_server.index.faiss_gpu import gpu_trouble
 from memory_server.index.flat_index import FlatIndex
 from memory_server.keys.key_blocks import BlockedKeys, KeyBlock
 from memory_server.keys.key_codes import KeyCodes
@@ -51,6 +51,7 @@ from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM, entry_enco
 from trainer.build import build_model
 
 BLOCK = 1 << 20  # keys of a block of the index, and rows made at once
+SEARCHES_WAIT: list[bool] = []  # not empty while searches are timed by themselves
 
 
 def waited(device: str, call: Callable[[], object]) -> float:
@@ -65,8 +66,13 @@ def waited(device: str, call: Callable[[], object]) -> float:
 
 
 @contextmanager
-def trainee(name: str, sizes: Sizes, store: Path, device: str) -> Iterator[Callable[[], None]]:
-    """One forward and backward pass of a model in training mode, at every call."""
+def trainee(
+    name: str, sizes: Sizes, store: Path, device: str, searching: list[float]
+) -> Iterator[Callable[[], None]]:
+    """One forward and backward pass of a model in training mode, at every call.
+
+    Seconds of its searches alone are appended to `searching` while SEARCHES_WAIT holds something.
+    """
     made = [tuple(part.to(device) for part in make_batch(sizes, seed)) for seed in range(4)]
     turn = iter(range(1 << 60))
     torch.manual_seed(0)
@@ -88,7 +94,18 @@ def trainee(name: str, sizes: Sizes, store: Path, device: str) -> Iterator[Calla
                 memory = LocalMemory(
                     store, encoder=encoder, weights=model.key_weights(), device=device
                 )
-                model.attach(stack.enter_context(memory))
+                stack.enter_context(memory)
+
+                def lookup(queries_BQ: Tensor) -> Any:
+                    if not SEARCHES_WAIT:
+                        return memory.search(queries_BQ, sizes.top_k)
+                    found: list[Any] = []
+                    searching.append(
+                        waited(device, lambda: found.append(memory.search(queries_BQ, sizes.top_k)))
+                    )
+                    return found[0]
+
+                model.attach(lookup)
         model.to(device).train()
 
         def step() -> None:
@@ -115,8 +132,12 @@ def measure_step(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
         store = Path(folder) / "store"
         write_store(store, entries.astype(np.uint16), vocab_size=sizes.vocabulary)
         steps = {}
+        searching: dict[str, list[float]] = {}
         for name in names:
-            steps[name] = stack.enter_context(trainee(name, sizes, store, args.device))
+            searching[name] = []
+            steps[name] = stack.enter_context(
+                trainee(name, sizes, store, args.device, searching[name])
+            )
             if args.device == "cuda":
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
@@ -129,11 +150,21 @@ def measure_step(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
             repeats=args.repeats,
             warmup=3,
         )
+    # Apart, as their clocks wait for the device: where a step's time goes.
+    searched = {}
+    for name in names:
+        del searching[name][:]
+        SEARCHES_WAIT.append(True)
+        for _ in range(args.repeats):
+            steps[name]()
+        SEARCHES_WAIT.clear()
+        searched[name] = Spread.of([1000 * s for s in searching[name]] or [0.0])
     tokens = sizes.batch * sizes.tokens
     figures = [
         {
             "variant": name,
             "step_ms": Spread.of([1000 * s for s in spent[name]]),
+            "search_ms": searched[name],
             "tokens_per_s": tokens / Spread.of(spent[name]).median,
             "over_plain": spread_of_ratios(spent[name], spent[PLAIN]),
             "over_bert": spread_of_ratios(spent[name], spent[BERT]),
@@ -145,6 +176,7 @@ def measure_step(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
         [
             figure["variant"],
             figure["step_ms"].shown(1),
+            figure["search_ms"].shown(1),
             f"{figure['tokens_per_s']:,.0f}",
             figure["over_plain"].shown(),
             figure["over_bert"].shown(),
@@ -156,7 +188,15 @@ def measure_step(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
         f"Step: H={sizes.hidden}, {sizes.layers} layers, {sizes.batch} x {sizes.tokens} tokens, "
         f"{sizes.entries:,} entries, K=5"
     )
-    heads = ["step", "ms", "tokens/s", "over plain", "over BERT", "activations, MiB"]
+    heads = [
+        "step",
+        "ms",
+        "of it search",
+        "tokens/s",
+        "over plain",
+        "over BERT",
+        "activations, MiB",
+    ]
     return f"{title}\n\n{table(heads, rows)}", figures
 
 
@@ -207,11 +247,14 @@ def plain_search(keys: Tensor, queries: Tensor, top_k: int) -> Tensor:
 def measure_search(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
     figures: list[dict[str, Any]] = []
     plain = "product and topk"
+    trouble = gpu_trouble() if args.device == "cuda" else ""
+    if trouble:
+        note(f"search: left out faiss.GpuIndexFlatIP: {trouble}")
     for count in args.entries:
         note(f"search: {count:,} keys ...")
         keys = clustered_keys(count, args.width, args.device)
         indexes = {name: index_over(keys, name) for name in ("float32", "bfloat16", "int8")}
-        faiss_index = faiss_over(keys) if args.device == "cuda" and gpu_count() else None
+        faiss_index = faiss_over(keys) if args.device == "cuda" and not trouble else None
         for batch in args.batches:
             generator = torch.Generator(args.device).manual_seed(batch)
             chosen = torch.randint(count, (batch,), generator=generator, device=args.device)
