@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from cluster.cli import (
     adapt,
     adapt_baseline,
+    calibrate,
     checkpoint,
     convert,
     corpus,
@@ -33,6 +34,7 @@ COMMANDS: tuple[Command, ...] = (
     corpus.BUILD,
     corpus.INFO,
     doctor.DOCTOR,
+    calibrate.CALIBRATE,
     pretrain.PRETRAIN,
     *launch.COMMANDS,
     checkpoint.LIST,
