@@ -111,12 +111,13 @@ def describe_constants(constants: Constants) -> str:
             f"{index.entries:,}",
             str(index.batch),
             _range(index.seconds, 1e3, "ms"),
-            f"recall {index.recall:.2f}, built in {index.build.median:,.1f} s",
+            f"recall {index.recall:.2f}, built in {index.build.median:,.1f} s, "
+            f"refilled in {index.refill.median:,.1f}",
         ]
         for index in constants.approximate
     ]
     head = ("search of keys", "entries", "batch", "time", "GB/s of keys")
-    shown = [pairs(rows), table(head, flat, most=(30, 14, 6, 44, 36), right=(1, 2, 4))]
+    shown = [pairs(rows), table(head, flat, most=(30, 14, 6, 44, 46), right=(1, 2, 4))]
     shown += [f"not measured: {reason}" for reason in constants.left_out]
     return "\n\n".join(shown)
 

@@ -93,6 +93,9 @@ class ApproximateIndex:
     """A FAISS index over one block of keys: to build it anew, and one search of a batch.
 
     Attributes:
+        build, refill: seconds to train and fill it, and to fill it anew with the parts and lists
+            of an index that was there, as a refresh does; how much a search looks at is measured
+            in both.
         recall: of its answers to queries that no entry was meant for, which are the hardest.
         index_bytes: beside the keys.
     """
@@ -105,6 +108,7 @@ class ApproximateIndex:
     recall: float
     index_bytes: int
     build: Figure
+    refill: Figure
     seconds: Figure
 
 

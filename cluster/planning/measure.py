@@ -192,13 +192,13 @@ def _approximate(
 ) -> tuple[ApproximateIndex, ...]:
     found: list[ApproximateIndex] = []
     for kind in ("ivf", "pq"):
-        say(f"the index {kind} of {sizes.approximate:,} keys")
-        index = approximate_search(
-            clock, world, kind=kind, entries=sizes.approximate, batch=sizes.batches[-1]
-        )
-        if isinstance(index, str):
-            left_out.append(index)
-        else:
+        for entries in (sizes.approximate // 4, sizes.approximate):
+            say(f"the index {kind} of {entries:,} keys")
+            batch = sizes.batches[-1]
+            index = approximate_search(clock, world, kind=kind, entries=entries, batch=batch)
+            if isinstance(index, str):
+                left_out.append(index)
+                break
             found.append(index)
     return tuple(found)
 
