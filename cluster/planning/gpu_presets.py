@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,6 +56,7 @@ class HostSheet:
     row_s_per_thread: float
     build_s_per_thread: float
     direct_s_per_thread: float
+    approximate: Mapping[str, Mapping[str, float]]
 
 
 @cache
@@ -122,4 +124,5 @@ def host_sheet(*, cores: int | None = None, memory_bytes: int | None = None) -> 
         row_s_per_thread=table["row_s_per_thread"],
         build_s_per_thread=table["build_s_per_thread"],
         direct_s_per_thread=table["direct_s_per_thread"],
+        approximate=table["approximate"],
     )

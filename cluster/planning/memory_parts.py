@@ -46,6 +46,11 @@ class Place:
         return sum(part.bytes for part in self.parts)
 
     @property
+    def largest(self) -> Part:
+        """Of those that must be there."""
+        return max((part for part in self.parts if not part.dropped), key=lambda p: p.bytes)
+
+    @property
     def fits(self) -> bool:
         return not self.usable or self.needed <= self.usable
 
@@ -83,8 +88,7 @@ def shard_bytes(wanted: Wanted, *, batch: int) -> ShardBytes:
         searching=sizes.searching(rows, width, dtype, batch, on_gpu=on_gpu),
         process=Where(
             device=sizes.CUDA_PROCESS_BYTES if on_gpu else 0,
-            host=sizes.PROCESS_BYTES
-            + sizes.WEIGHTS_COPIES * sizes.key_weights(wanted.model),
+            host=sizes.PROCESS_BYTES + sizes.WEIGHTS_COPIES * sizes.key_weights(wanted.model),
         ),
     )
 
@@ -105,9 +109,7 @@ def places(
     if wanted.shards_on_gpu:
         found.append(_shard_gpu(wanted, shard, gpu_bytes, refreshed=refreshed))
     found.append(_node(wanted, shard, refreshed=refreshed))
-    stored = sizes.store(
-        wanted.entries, wanted.entry_tokens, wanted.vocabulary, wanted.text_bytes
-    )
+    stored = sizes.store(wanted.entries, wanted.entry_tokens, wanted.vocabulary, wanted.text_bytes)
     parameters = 0 if wanted.local else count_parameters(wanted.model)
     keep = wanted.config.checkpoint.keep + 1  # one more while it is written
     found.append(

@@ -12,6 +12,7 @@ import numpy as np
 
 from cluster.planning.constants import ApproximateIndex, Constants, FlatSearch
 from cluster.planning.gpu_presets import Efficiency, GpuSheet, HostSheet
+from memory_server.index.flat_index import QUERY_BLOCK
 from memory_server.keys.key_codes import TORCH_DTYPES
 
 WIDTH = 128  # that coefficients are given for
@@ -20,7 +21,10 @@ CHECKSUM_BYTES_PER_S = 10e9  # xxh3 of keys on one thread of the host. Assumed w
 
 @dataclass(frozen=True, kw_only=True)
 class SearchLine:
-    """Seconds of one exact search: a + b·B + N·(c + d·B), N rows of 128 numbers, B queries."""
+    """Seconds of one exact search: a + b·B + N·(c + d·B), N rows of 128 numbers, B queries.
+
+    Of more queries than FlatIndex takes at once, each block scans the keys anew.
+    """
 
     fixed_s: float
     per_query_s: float
@@ -28,7 +32,8 @@ class SearchLine:
     per_pair_s: float
 
     def seconds(self, rows: float, batch: float, width: int) -> float:
-        scan = rows * (self.per_row_s + self.per_pair_s * batch) * width / WIDTH
+        blocks = max(1, -(-batch // QUERY_BLOCK))
+        scan = rows * (blocks * self.per_row_s + self.per_pair_s * batch) * width / WIDTH
         return self.fixed_s + self.per_query_s * batch + scan
 
     def faster(self, times: float) -> SearchLine:
@@ -55,10 +60,10 @@ class ApproximateLine:
 
     def search_seconds(self, rows: float, batch: float) -> float:
         by_rows = self.search_s * (rows / self.entries) ** self.search_power
-        return by_rows * max(batch, 1) / self.batch
+        return float(by_rows * max(batch, 1) / self.batch)
 
     def refill_seconds(self, rows: float) -> float:
-        return self.refill_s * (rows / self.entries) ** self.refill_power
+        return float(self.refill_s * (rows / self.entries) ** self.refill_power)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +102,14 @@ class Rates:
         """Of making and storing one key by tables."""
         return tokens * self.token_s + width * self.number_s + tokens * width * self.gather_s
 
-    def with_threads(self, threads: int) -> Rates:
+    def with_threads(self, threads: float) -> Rates:
         """A CPU's with another number of threads, in proportion."""
         if self.on_gpu or threads == self.threads:
             return self
         times = threads / self.threads
         return replace(
             self,
-            threads=threads,
+            threads=max(1, round(threads)),
             search={name: line.faster(times) for name, line in self.search.items()},
             approximate={
                 name: replace(line, search_s=line.search_s / times, refill_s=line.refill_s / times)
@@ -286,7 +291,18 @@ def of_host_sheet(host: HostSheet) -> Rates:
         threads=host.cores,
         memory_bytes=host.memory_bytes,
         search={dtype: line(dtype) for dtype in TORCH_DTYPES},
-        approximate={},
+        approximate={
+            kind: ApproximateLine(
+                kind=kind,
+                entries=int(table["entries"]),
+                batch=int(table["batch"]),
+                search_s=table["search_thread_s"] / host.cores,
+                search_power=table["search_power"],
+                refill_s=table["refill_thread_s"] / host.cores,
+                refill_power=table["refill_power"],
+            )
+            for kind, table in host.approximate.items()
+        },
         token_s=5.0 * unit,
         number_s=0.0,
         gather_s=0.11 * unit,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from memory_server.index.base import IndexSettings
 from memory_server.index.factory import FLAT, expected_index_bytes, training_bytes
+from memory_server.index.flat_index import QUERY_BLOCK
 from memory_server.index.row_groups import (
     GROUP_ROWS,
     HELD_MAXIMA,
@@ -113,7 +114,7 @@ def key_weights(config: PlugLMConfig) -> int:
 def searching(rows: int, width: int, dtype: str, batch: int, *, on_gpu: bool) -> Where:
     """RowGroups and KeyCodes: scores of one product, groups' best scores, decoded codes, and the
     rows of chosen groups; at most, while a search is under way."""
-    kind = "cuda" if on_gpu else "cpu"
+    kind, batch = "cuda" if on_gpu else "cpu", min(batch, QUERY_BLOCK)
     scores = min(PRODUCT_SCORES[kind], rows * batch)
     maxima = min(HELD_MAXIMA[kind], -(-rows // GROUP_ROWS) * batch)
     decoded = 0 if dtype == "float32" else min(DECODED_NUMBERS[kind], rows * width)
