@@ -17,7 +17,11 @@ setup(
     ],
     # The TOML files of the checkout are the installed command's presets.
     package_dir={"cluster.configs": "configs"},
-    package_data={**{name: ["py.typed"] for name in PACKAGES}, "cluster.configs": ["*.toml"]},
+    package_data={
+        **{name: ["py.typed"] for name in PACKAGES},
+        "cluster.configs": ["*.toml"],
+        "cluster.planning": ["*.toml"],
+    },
     entry_points={"console_scripts": ["pluglm = cluster.cli:main"]},
     install_requires=[
         "accelerate>=1.1",
