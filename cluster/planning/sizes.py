@@ -22,9 +22,10 @@ from model.config import PlugLMConfig
 from model.key_tables import has_tables, tables_bytes
 
 GIB = 1 << 30
-# A process that has imported torch and what a shard needs: resident, without shared libraries'
-# pages that its neighbours share. Measured by benchmarks/plan_check.py.
-PROCESS_BYTES = 330 << 20
+# A process that has imported torch and what a shard needs: its own, and the libraries' pages, which
+# all processes of a node share. Measured by benchmarks/plan_check.py.
+PROCESS_BYTES = 270 << 20
+LIBRARIES_BYTES = 150 << 20
 # CUDA's context and cuBLAS's workspace in each process on a GPU. Assumed, not measured here.
 CUDA_PROCESS_BYTES = 700 << 20
 WEIGHTS_COPIES = 2  # that a shard has of the published key weights while it makes keys
