@@ -74,10 +74,18 @@ def codes(rows: int, width: int, settings: IndexSettings, *, on_gpu: bool) -> Wh
     of each row, which stays on the host."""
     if settings.kind == FLAT:
         return Where()
-    from memory_server.index.faiss_presets import recipe_for
+    from memory_server.index.faiss_presets import inverted_lists, recipe_for
 
-    lists = recipe_for(settings, rows=rows, width=width).lists
-    whole = expected_index_bytes(settings, rows=rows, width=width) + 2 * 4 * lists * width
+    recipe = recipe_for(settings, rows=rows, width=width)
+    lists = inverted_lists(recipe.factory)
+    # `expected_index_bytes` is an upper bound: FAISS counts the list in a row's code, and the
+    # list of each row is kept only where rows can be put into lists (not of 4-bit codes).
+    beside = -(-max(0, lists - 1).bit_length() // 8) + (4 if recipe.short_codes else 0)
+    whole = (
+        -beside * rows
+        + expected_index_bytes(settings, rows=rows, width=width)
+        + 2 * 4 * lists * width
+    )
     return Where(device=whole, host=0) if not on_gpu else Where(device=whole, host=4 * rows)
 
 
