@@ -1,12 +1,11 @@
 """Plans of `pluglm plan --local` against what is measured: memory, search and refresh on this CPU.
 
-Each configuration's store is built, the machine is calibrated as `pluglm calibrate` does (before
-each of them, because a busy machine changes), and a new process serves the store: its own bytes
-(USS, which counts mapped tokens that no other process maps) with one epoch live, its peak while a
-refresh stages a second one (the largest resident size, libraries included), the bytes that the
-memory itself tells by part, milliseconds of a search, and seconds of a refresh. All queries are in
-no particular direction; an approximate index answers whatever its recall (`min_recall` 0), which
-is told beside it.
+The machine is calibrated as `pluglm calibrate` does, again before every third configuration,
+because a busy machine changes. Each configuration's store is built, and a new process serves it:
+its own bytes (USS, which counts mapped tokens that no other process maps) with one epoch live, its
+peak while a refresh stages a second one (the largest resident size, libraries included), the bytes
+that the memory itself tells by part, milliseconds of a search, and seconds of a refresh. Queries
+are in no particular direction; an approximate index answers whatever its recall (`min_recall` 0).
 """
 
 from __future__ import annotations
@@ -57,6 +56,7 @@ CONFIGURATIONS = [
     "300000/128/float32/ivf",
     "300000/128/float32/pq",
 ]
+CALIBRATED_FOR = 3  # configurations
 BETWEEN_LOGGED = 16  # searches, so that a recall can be measured
 
 
@@ -113,8 +113,10 @@ def serve(
     config: dict[str, Any],
     weights: dict[str, torch.Tensor],
     batch: int,
+    threads: int,
 ) -> Measured:
     """Load, search, refresh: in the process that is asked."""
+    torch.set_num_threads(threads)
     queries = torch.randn(batch, case.width, generator=torch.Generator().manual_seed(3))
     memory = LocalMemory(
         path, encoder=KeyEncoderFactory(config), weights=weights, index=case.settings
@@ -199,19 +201,28 @@ def main() -> None:
         metavar="ENTRIES/WIDTH/DTYPE/INDEX",
     )
     parser.add_argument("--batch", type=positive, default=32)
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--seconds", type=float, default=20.0, help="of the calibration")
     parser.add_argument("--directory", type=Path, help="for the stores; by default a temporary one")
     args = parser.parse_args()
     facts = begin()
     rows, figures = [], []
     with tempfile.TemporaryDirectory(dir=args.directory) as directory:
-        for text in args.configurations:
+        for number, text in enumerate(args.configurations):
+            if number % CALIBRATED_FOR == 0:
+                note("calibrating")
+                constants = in_fresh_process(
+                    calibrate,
+                    "cpu",
+                    seconds=args.seconds,
+                    directory=Path(directory),
+                    threads=args.threads,
+                )
             case, path = Case.of(text), Path(directory) / "store"
             config, weights = in_fresh_process(build, path, case)
-            constants = in_fresh_process(
-                calibrate, "cpu", seconds=args.seconds, directory=Path(directory)
+            measured = in_fresh_process(
+                serve, path, case, config, weights, args.batch, args.threads
             )
-            measured = in_fresh_process(serve, path, case, config, weights, args.batch)
             shutil.rmtree(path)
             pairs = compared(planned(case, constants, args.batch), measured)
             note(f"{text}: {measured}")
@@ -231,7 +242,10 @@ def main() -> None:
                     _shown(pairs["refresh"], 1.0),
                 ]
             )
-    print(f"\nplanned / measured (error), H={HIDDEN}, {TOKENS} tokens, batch {args.batch}\n")
+    print(
+        f"\nplanned / measured (error), H={HIDDEN}, {TOKENS} tokens, batch {args.batch}, "
+        f"{args.threads} thread(s)\n"
+    )
     headers = ["entries", "keys, MiB", "own, MiB", "peak, MiB", "search, ms", "refresh, s"]
     print(table(headers, rows))
     for what, names, bar in (
