@@ -161,7 +161,7 @@ def _warnings(
 ) -> tuple[str, ...]:
     found = []
     memory = wanted.config.memory
-    if not cached:
+    if not cached and node.fits:
         short = (node.wished - node.usable) / GIB
         found.append(
             f"{short:,.0f} GiB of a {node.name}'s tokens do not fit into its page cache: they are "

@@ -167,3 +167,10 @@ def test_bad_input_is_one_line(words: list[str], said: str, capsys: Capture) -> 
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 1
     assert said in err[0]
+
+
+def test_without_gpus_trainers_and_shards_share_the_cores(capsys: Capture) -> None:
+    told = planned(["--entries", "1e6", "--cores", "8", "--nodes", "2"], capsys)
+    assert told["placement"]["trainers"] == told["placement"]["shards"] == 2
+    assert {place["name"] for place in told["places"]} == {"node", "disk that all nodes see"}
+    assert "activations" in place(told, "node")["bytes"]
