@@ -79,11 +79,10 @@ def gpu_sheet(kind: str) -> GpuSheet:
     if kind.lower() not in known:
         starting = [name for name in known.values() if name.lower().startswith(kind.lower())]
         near = starting or difflib.get_close_matches(kind, list(known.values()), n=1)
-        hint = (
-            f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known.values())}"
-        )
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(
-            f"--gpu {kind}: no such GPU in gpus.toml; {hint} For another, give its --calibration"
+            f"--gpu {kind}: {hint}known are {', '.join(known.values())}; for another, give the "
+            "--calibration of it"
         )
     name = known[kind.lower()]
     table = _file()["gpus"][name]

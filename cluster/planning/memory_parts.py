@@ -191,6 +191,7 @@ def _node(wanted: Wanted, shard: ShardBytes, *, refreshed: bool) -> Place:
                 name="trainers' processes",
                 bytes=wanted.trainers_per_node * sizes.TRAINER_PROCESS_BYTES,
             ),
+            Part(name="libraries (page cache)", bytes=sizes.LIBRARIES_BYTES, dropped=True),
             Part(name="tokens (page cache)", bytes=tokens, dropped=True),
         ),
     )

@@ -190,6 +190,9 @@ def placed(wanted: Wanted, *, shards_on: str, trainers: int | None = None) -> Wa
         "threads_per_shard": threads,
     }
     runtime: dict[str, Any] = {"trainers": count, "micro_batch_size": micro}
+    if not machines.gpus:
+        each_node = -(-count // machines.nodes)
+        runtime["threads_per_trainer"] = max(1, machines.cores // 2 // each_node)
     return replace(
         wanted,
         config=replace(

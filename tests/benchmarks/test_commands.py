@@ -209,3 +209,14 @@ def test_a_search_that_runs_beside_the_computation_is_compared(tmp_path: Path) -
     for row in rows[1::2]:
         assert row["whole_waits_ms"]["median"] >= 50
         assert row["hidden"] <= 1
+
+
+def test_a_plan_is_compared_with_what_is_measured(tmp_path: Path) -> None:
+    words = ["--configurations", "3000/16/int8/flat", "--seconds", "0.2", "--batch", "4"]
+    (row,) = figures("plan_check", tmp_path, *words)
+    pairs = row["planned_and_measured"]
+    assert pairs["keys"] == [3000 * (16 + 6)] * 2
+    for name in ("own", "peak"):
+        planned, measured = pairs[name]
+        assert 0.5 < planned / measured < 2
+    assert min(pairs["search"] + pairs["refresh"]) > 0
