@@ -32,23 +32,33 @@ class Present:
 def look(memory: Memory, content_version: str, reads: Reads) -> Present | None:
     """Ask a memory whose content is another one; blocks, for as long as fetching some entries.
 
-    Up to 4,096 entries are asked for, all or an even sample of them: with more, `gone` is an
-    estimate, with a standard error of at most 0.8 % of the entries that were read.
-
     Returns:
         None: the memory does not answer now.
     """
-    ids = reads.ids[reads.sampled]
-    asked = ids[np.argsort(hashed(ids))[:_ASKED]] if len(ids) > _ASKED else ids
-    missing = 0
     try:
         entries = memory.info().entries
-        try:
-            memory.entries(asked.tolist())
-        except UnknownEntry as error:
-            missing = len(error.ids)
+        missing = gone(memory, reads)
     except (MemoryServerError, TimeoutError) as error:
         log.warning("how many entries were ever read is not told now: %s", error)
         return None
-    gone = round(reads.distinct * missing / max(len(asked), 1))
-    return Present(content_version=content_version, entries=entries, gone=gone)
+    return Present(content_version=content_version, entries=entries, gone=missing)
+
+
+def gone(memory: Memory, reads: Reads) -> int:
+    """Of the entries that were read, how many are not in the memory now; blocks.
+
+    Up to 4,096 entries are asked for, all or an even sample of them: with more it is an estimate,
+    with a standard error of at most 0.8 % of the entries that were read.
+
+    Raises:
+        MemoryServerError: the memory does not answer.
+    """
+    ids = reads.ids[reads.sampled]
+    asked = ids[np.argsort(hashed(ids))[:_ASKED]] if len(ids) > _ASKED else ids
+    if not len(asked):
+        return 0
+    try:
+        memory.entries(asked.tolist())
+    except UnknownEntry as error:
+        return round(reads.distinct * len(error.ids) / len(asked))
+    return 0

@@ -51,7 +51,7 @@ def model(**options: Any) -> PlugLMForMaskedLM:
         "query_norm": "layer",
         "initializer_range": 0.5,
     }
-    return PlugLMForMaskedLM(PlugLMConfig(**{**sizes, **options})).eval()
+    return PlugLMForMaskedLM(PlugLMConfig(**{**sizes, **options})).train(False)
 
 
 def batch() -> dict[str, Tensor]:
