@@ -51,7 +51,9 @@ def model(**options: Any) -> PlugLMForMaskedLM:
         "query_norm": "layer",
         "initializer_range": 0.5,
     }
-    return PlugLMForMaskedLM(PlugLMConfig(**{**sizes, **options})).train(False)
+    built = PlugLMForMaskedLM(PlugLMConfig(**{**sizes, **options}))
+    built.train(False)
+    return built
 
 
 def batch() -> dict[str, Tensor]:
