@@ -1,4 +1,4 @@
-"""A memory that reads some domains answers as one that has nothing else, in process and by actors."""
+"""A memory that reads some domains answers as one that has nothing else, local or by actors."""
 
 import itertools
 import pickle
@@ -138,9 +138,7 @@ def test_answers_are_those_of_a_memory_of_these_alone_bit_for_bit(
         for excluded in (None, torch.tensor([1000, 1001, -1, 5, 1666, 1667, 2000, 2, 3])):
             given = memory.search(queries, 6, exclude_doc_ids=excluded)
             exclude = None if excluded is None else excluded.tolist()
-            assert given.ids.tolist() == expected_ids(
-                entries, toy_weights(1), queries, 6, exclude
-            )
+            assert given.ids.tolist() == expected_ids(entries, toy_weights(1), queries, 6, exclude)
             assert_same(given, reference.search(queries, 6, exclude_doc_ids=excluded))
             exactly = {"exclude_doc_ids": excluded, "exact": True}
             assert_same(
@@ -239,7 +237,9 @@ def test_clients_of_one_memory_read_different_domains(
         # Another client makes content live that lacks it.
         refresh(whole, encoder_step=0, content_version=store.unplug("law"))
         for ask in (lambda: law.search(queries, 3), lambda: law.entries([5000]), law.info):
-            with pytest.raises(UnknownDomain, match="has no domain 'law'; it has biomed, default$"):
+            with pytest.raises(
+                UnknownDomain, match=r"has no domain 'law'; it has biomed, default$"
+            ):
                 ask()
         left = of(("default", "biomed"))
         assert whole.search(queries, 3).ids.tolist() == expected_ids(
