@@ -78,6 +78,13 @@ def test_data_is_read_faster_than_it_is_needed(tmp_path: Path) -> None:
         assert row["over_need"]["median"] > 1
 
 
+def test_steps_that_count_reads_are_compared_with_steps_that_do_not(tmp_path: Path) -> None:
+    words = ["--entries", "200", "--known", "5000", "--batch", "4", "--repeats", "4"]
+    found = figures("usage_overhead", tmp_path, *words, "--log-every", "2")
+    assert 0 < found["in_the_counter_share"] < 1
+    assert 0 < found["in_the_counter_ms"]["median"] < found["counted_ms"]["median"]
+
+
 @pytest.mark.multiprocess
 def test_trainers_together_are_compared_with_trainers_alone(tmp_path: Path) -> None:
     words = ["--trainers", "1", "2", "--batch", "2", "--steps", "2", "--warmup", "1"]
