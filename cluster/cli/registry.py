@@ -25,6 +25,7 @@ from cluster.cli import (
     probe,
     quickstart,
     report,
+    simulate,
 )
 from cluster.cli.command import PROGRAM, Command, UsageError
 
@@ -35,6 +36,7 @@ COMMANDS: tuple[Command, ...] = (
     doctor.DOCTOR,
     pretrain.PRETRAIN,
     *launch.COMMANDS,
+    simulate.SIMULATE,
     checkpoint.LIST,
     checkpoint.VERIFY,
     *memory.COMMANDS,
