@@ -47,7 +47,9 @@ def play(scenario: Scenario, service: ServiceTimes) -> Noted:
         for _ in range(scenario.shards)
     ]
     costs = Costs(
-        send_s=service.send_s, reply_s=max(service.reply_s(scenario.batch), scenario.wire_s)
+        send_s=service.send_s,
+        reply_s=max(service.reply_s(scenario.batch), scenario.wire_s),
+        hop_s=service.hop_s(scenario.batch),
     )
     made: list[Client] = []
 

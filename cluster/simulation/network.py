@@ -8,7 +8,7 @@ answers of `on_lost_shard = "degrade"`.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,10 +39,12 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Seconds of the asker: per request, and per reply of the scenario's batch."""
+    """Seconds of the asker, per request and per reply of the scenario's batch; hop_s: one way of
+    either, less the network's part."""
 
     send_s: float
     reply_s: float
+    hop_s: float
 
 
 class _LostInGroup(Exception):
@@ -98,6 +100,24 @@ class Client:
         fan_in = self.scenario.fan_in if use_relays else len(self.shards)
         call = _Call(self)
         yield from call.ask(groups_of(len(self.shards), fan_in))
+
+    def travel(self, wire_s: float, arrive: Callable[[], object]) -> None:
+        """A message goes from one process to another."""
+        if not self.scenario.shared_cores:
+            after(self.env, self.scenario.latency_s + wire_s + self.costs.hop_s, arrive)
+            return
+
+        # Packing, sockets and waking up are work for the cores that all share.
+        def go() -> Process:
+            yield from self.journey(wire_s)
+            arrive()
+
+        self.env.process(go())
+
+    def journey(self, wire_s: float) -> Process:
+        """The same, for a process that waits for it."""
+        yield self.env.timeout(self.scenario.latency_s + wire_s)
+        yield self.cores.work(self.costs.hop_s)
 
 
 class _Call:
@@ -159,18 +179,17 @@ class _Call:
         self._numbers += 1
         number = self._numbers
         yield client.cores.work(client.costs.send_s)
-        target, there_s = client.shards[shard][replica], self._there_s
+        target = client.shards[shard][replica]
         task.attempts[number] = _Attempt(replica, target.life, self._env.now, hedge)
         client.book.sent(shard, replica)
         client.counts.asked += 1
         rows = client.scenario.batch
 
         def heard(word: Word) -> None:
-            self._later(
-                self._back_s if word == "answer" else there_s, ("reply", task, number, word)
-            )
+            wire_s = client.scenario.wire_s if word == "answer" else 0.0
+            client.travel(wire_s, lambda: self._inbox.put(("reply", task, number, word)))
 
-        after(self._env, there_s, lambda: target.ask(rows, heard))
+        client.travel(client.scenario.request_wire_s, lambda: target.ask(rows, heard))
         if client.scenario.memory_node_mtbf_h:
             # Only a node that is lost keeps silent; its heartbeats are missed after a while.
             timeout_s = client.scenario.heartbeat_timeout_s
@@ -278,7 +297,7 @@ class _Call:
     ) -> Process:
         """At the relay: one of its few threads asks the group, once each, and merges."""
         client, life, word = self._client, relay.life, "answer"
-        yield self._env.timeout(self._there_s)
+        yield from self._client.journey(self._client.scenario.request_wire_s)
         if relay.up:
             with relay.relays.request() as slot:
                 yield slot
@@ -295,7 +314,7 @@ class _Call:
                     yield from group.search(relayed=False)
                 except _LostInGroup:
                     word = "lost"
-            yield self._env.timeout(self._back_s)
+            yield from client.journey(client.scenario.wire_s)
         if relay.life != life or not relay.up:
             word = "lost"
             if relay.silent:
@@ -315,11 +334,3 @@ class _Call:
 
     def _later(self, seconds: float, message: tuple[str, _Task, int, Any]) -> None:
         after(self._env, seconds, lambda: self._inbox.put(message))
-
-    @property
-    def _there_s(self) -> float:
-        return self._client.scenario.latency_s + self._client.scenario.request_wire_s
-
-    @property
-    def _back_s(self) -> float:
-        return self._client.scenario.latency_s + self._client.scenario.wire_s

@@ -26,6 +26,8 @@ class ServiceTimes:
         spread: what single searches took over the mean of their size; its mean is 1. Their tail is
             the machine's own, so stragglers of a scenario come on top.
         reply_R: what the asker does per reply: reading it, and its part of the merge.
+        hop_R: one way of a message from thread to thread, less what a network adds: packing,
+            sockets, waking up.
         send_s: what the asker does per request.
         compute: single measurements of a trainer's step without its searches.
         encode_entries_per_s: of one shard's refresh.
@@ -39,6 +41,7 @@ class ServiceTimes:
     search_ER: Floats
     spread: Floats
     reply_R: Floats
+    hop_R: Floats
     send_s: float
     compute: Floats
     encode_entries_per_s: float
@@ -61,6 +64,10 @@ class ServiceTimes:
     def reply_s(self, rows: float) -> float:
         """What the asker does per reply of so many queries."""
         return float(_line(self.batches_R, self.reply_R, np.asarray(rows, float)))
+
+    def hop_s(self, rows: float) -> float:
+        """One way of a request, or a reply, of so many queries on one machine."""
+        return float(_line(self.batches_R, self.hop_R, np.asarray(rows, float)))
 
     def spreads(self, random: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
         """Factors of single searches, drawn from those that were measured."""
@@ -109,9 +116,6 @@ def _parsed(told: dict[str, Any]) -> ServiceTimes:
     missing = [(e, b) for e in entries for b in batches if (e, b) not in means]
     if missing or not means:
         raise ValueError(f"search is not measured for (entries, batch) {missing}")
-    replies = {int(row["batch"]): _seconds(row["seconds"], "reply") for row in told["reply"]}
-    known = np.array(sorted(replies), float)
-    at_known = np.array([replies[int(batch)].mean() for batch in known])
     rate, slowdown = float(told["encode_entries_per_s"]), float(told["refresh_slowdown"])
     share = float(told["encode_share"])
     if rate <= 0 or slowdown < 1 or not 0 <= share <= 1:
@@ -124,14 +128,25 @@ def _parsed(told: dict[str, Any]) -> ServiceTimes:
         batches_R=np.array(batches, float),
         search_ER=np.array([[means[e, b] for b in batches] for e in entries]),
         spread=np.concatenate(ratios),
-        reply_R=_line(known, at_known, np.array(batches, float)),
-        send_s=float(told["send_s"]),
+        reply_R=_at_batches(told["reply"], "reply", batches),
+        hop_R=_at_batches(told["hop"], "hop", batches),
+        send_s=float(_seconds([told["send_s"]], "send_s")[0]),
         compute=_seconds(told["compute_s"], "compute_s"),
         encode_entries_per_s=rate,
         refresh_slowdown=slowdown,
         encode_share=share,
-        switch_s=float(told["switch_s"]),
+        switch_s=float(_seconds([told["switch_s"]], "switch_s")[0]),
     )
+
+
+def _at_batches(rows: Any, name: str, batches: list[int]) -> Floats:
+    """Medians, as single messages may be held up for long by what else the machine does."""
+    medians = {int(row["batch"]): float(np.median(_seconds(row["seconds"], name))) for row in rows}
+    known = sorted(medians)
+    if not known:
+        raise ValueError(f"{name}: nothing was measured")
+    at_known = np.array([medians[batch] for batch in known])
+    return _line(np.array(known, float), at_known, np.array(batches, float))
 
 
 def _seconds(values: Any, name: str) -> Floats:

@@ -123,8 +123,8 @@ class _Asked:
         self._scenario, self._service, self._random = scenario, service, random
         self.queues = Queues.idle(scenario, service)
         self._reply_s = max(service.reply_s(scenario.batch), scenario.wire_s)
-        self._there_s = scenario.latency_s + scenario.request_wire_s
-        self._back_s = scenario.latency_s + scenario.wire_s
+        hop_s = scenario.latency_s + service.hop_s(scenario.batch)
+        self._there_s, self._back_s = hop_s + scenario.request_wire_s, hop_s + scenario.wire_s
         self._hedge, self._relay = _Delay(scenario.trainers), _Delay(scenario.trainers)
         groups = groups_of(scenario.shards, scenario.fan_in)
         self._first_G = np.array([group[0] for group in groups])
