@@ -1,4 +1,4 @@
-"""`pluglm simulate` against the real system on this machine: its parts measured, its whole foretold.
+"""`pluglm simulate` against the real system on this machine: parts measured, the whole foretold.
 
 First the parts are measured alone (`simulation_parts.py`); --service FILE writes them for `pluglm
 simulate --service`. Then the whole system runs at the sizes that fit this machine, and the
@@ -32,9 +32,9 @@ import ray
 import simulation_parts
 import torch
 from harness import argument_parser, begin, finish, note, positive, table
+from invented import write_store
 from served import (
     ENTRY_TOKENS,
-    invented_store,
     key_encoder,
     local_ray,
     other_weights,
@@ -252,6 +252,13 @@ def check_steps(
     return checked
 
 
+def _store(path: Path, entries: int) -> Store:
+    """Entries of the words that the trainers' model knows."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(1, VOCABULARY, (entries, ENTRY_TOKENS), dtype=np.uint16)
+    return write_store(path, tokens, vocab_size=VOCABULARY)
+
+
 def _switching(memory: RayMemory, weights: Any, repeats: int) -> float:
     """Seconds in which the shards switch to an epoch that they hold."""
     told = []
@@ -299,8 +306,7 @@ def main() -> None:
     parts |= simulation_parts.refresh(args)
     checked: list[Checked] = []
     with tempfile.TemporaryDirectory() as temporary:
-        args.small_store = Path(temporary) / "small"
-        invented_store(args.small_store, 1000)
+        args.small_store = _store(Path(temporary) / "small", 1000).path
         computing = {}
         for ranks in args.trainers:
             steps, waits = trained(ranks, "", args)
@@ -308,7 +314,7 @@ def main() -> None:
             note(f"{ranks} trainers compute {1e3 * computing[ranks].mean():.1f} ms")
         parts["compute_s"] = computing[args.trainers[0]].tolist()
         encoder, weights = key_encoder(args.hidden)
-        store = invented_store(Path(temporary) / "store", args.total)
+        store = _store(Path(temporary) / "store", args.total)
         service: ServiceTimes | None = None
         for shards in args.shards:
             with local_ray(shards + 1):

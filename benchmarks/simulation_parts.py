@@ -1,4 +1,4 @@
-"""The parts of a search and of a step, each measured alone, as `pluglm simulate --service` has them.
+"""The parts of a search and of a step, each measured alone, for `pluglm simulate --service`.
 
 One shard's search in one process and one thread; messages of a shard that computes nothing, in
 another process; what the asker does with a reply; a refresh; a trainer's step beside a memory in
