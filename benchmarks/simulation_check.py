@@ -1,16 +1,17 @@
 """`pluglm simulate` against the real system on this machine: parts measured, the whole foretold.
 
-First the parts are measured alone (`simulation_parts.py`); --service FILE writes them for `pluglm
-simulate --service`. Then the whole system runs at the sizes that fit this machine, and the
-simulation, which has seen only the parts, foretells the same. The peer of every figure is what was
-measured. Two kinds of runs:
+The parts are measured alone (`simulation_parts.py`), just before the whole system runs at the sizes
+that fit this machine, so that both meet the same mood of it. The simulation, which has seen only
+the parts, foretells the whole. The peer of every figure is what was measured. Two kinds of runs:
 
   searches  lockstep clients (processes) of a RayMemory, all asking once a round
   steps     trainers (DeepSpeed over gloo) whose every step searches a RayMemory
 
 All processes share this machine's cores, in the simulation, too (`shared_cores`). When clients ask
 within a round, and how long trainers compute, are measured, not foretold: a step's computing is
-that of as many trainers, each with a memory in its own process.
+that of as many trainers, each with a memory in its own process. With --service FILE the parts are
+measured at many sizes and written for `pluglm simulate --service`, and that is all, unless --check
+is given, too.
 """
 
 from __future__ import annotations
@@ -274,6 +275,7 @@ def _switching(memory: RayMemory, weights: Any, repeats: int) -> float:
 def _arguments() -> argparse.Namespace:
     parser = argument_parser(__doc__)
     parser.add_argument("--service", type=Path, metavar="FILE", help="write the parts' times there")
+    parser.add_argument("--check", action="store_true", help="check, too, where --service is given")
     parser.add_argument("--shards", type=positive, nargs="+", default=[1, 2, 4])
     parser.add_argument("--clients", type=positive, nargs="+", default=[1, 4])
     parser.add_argument("--batches", type=positive, nargs="+", default=[16, 64, 256])
@@ -297,39 +299,83 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    args = _arguments()
-    facts = begin()
-    torch.set_num_threads(1)
-    parts: dict[str, Any] = {"machine": facts}
-    parts |= {"search": simulation_parts.searches(args), **simulation_parts.messages(args)}
-    parts |= simulation_parts.refresh(args)
-    checked: list[Checked] = []
+def write_service(args: argparse.Namespace, facts: dict[str, Any]) -> None:
+    """The parts at many sizes."""
+    parts: dict[str, Any] = {
+        "machine": facts,
+        "search": simulation_parts.searches(args, args.entries, args.part_batches),
+        **simulation_parts.messages(args, args.part_batches),
+        **simulation_parts.refresh(args),
+    }
     with tempfile.TemporaryDirectory() as temporary:
         args.small_store = _store(Path(temporary) / "small", 1000).path
-        computing = {}
-        for ranks in args.trainers:
-            steps, waits = trained(ranks, "", args)
-            computing[ranks] = (steps - waits).ravel()
-            note(f"{ranks} trainers compute {1e3 * computing[ranks].mean():.1f} ms")
-        parts["compute_s"] = computing[args.trainers[0]].tolist()
+        steps, waits = trained(1, "", args)
         encoder, weights = key_encoder(args.hidden)
-        store = _store(Path(temporary) / "store", args.total)
-        service: ServiceTimes | None = None
+        with local_ray(3):
+            memory = RayMemory.start(
+                args.small_store, shards=2, encoder=encoder, weights=weights, name=NAME
+            )
+            parts["switch_s"] = _switching(memory, weights, 5)
+            memory.close()
+    parts["compute_s"] = (steps - waits).ravel().tolist()
+    shortened = json.loads(json.dumps(parts), parse_float=lambda text: float(f"{float(text):.3g}"))
+    args.service.write_text(json.dumps(shortened) + "\n", encoding="utf-8")
+    note(f"written: {args.service}")
+
+
+def parts_now(args: argparse.Namespace, shards: int, place: Path) -> ServiceTimes:
+    """The parts as this machine has them now, at the sizes that are about to be checked."""
+    together = max(args.clients) * max(args.batches)
+    batches = sorted({*args.batches, args.train_batch, together})
+    parts = {
+        "search": simulation_parts.searches(args, [args.total // shards], batches),
+        **simulation_parts.messages(args, batches),
+        # Nothing is refreshed here.
+        "encode_entries_per_s": 1.0,
+        "refresh_slowdown": 1.0,
+        "encode_share": 1.0,
+        "switch_s": 0.0,
+        "compute_s": [0.0],
+    }
+    path = place / f"parts-{shards}.json"
+    path.write_text(json.dumps(parts), encoding="utf-8")
+    return read_service_times(path)
+
+
+def check(args: argparse.Namespace) -> list[Checked]:
+    """The whole system at every size, and what the simulation says of it."""
+    checked: list[Checked] = []
+    encoder, weights = key_encoder(args.hidden)
+    with tempfile.TemporaryDirectory() as temporary:
+        home = Path(temporary)
+        args.small_store = _store(home / "small", 1000).path
+        store = _store(home / "store", args.total)
         for shards in args.shards:
             with local_ray(shards + 1):
                 memory = RayMemory.start(
                     store.path, shards=shards, encoder=encoder, weights=weights, name=NAME
                 )
                 address = ray.get_runtime_context().gcs_address
-                if service is None:
-                    parts["switch_s"] = _switching(memory, weights, args.refreshes)
-                    path = args.service or Path(temporary) / "service.json"
-                    path.write_text(json.dumps(parts) + "\n", encoding="utf-8")
-                    service = read_service_times(path)
+                service = parts_now(args, shards, home)
                 checked += check_searches(args, service, shards, address)
+                computing = {}
+                for ranks in args.trainers:
+                    steps, waits = trained(ranks, "", args)
+                    computing[ranks] = (steps - waits).ravel()
                 checked += check_steps(args, service, shards, address, computing)
                 memory.close()
+    return checked
+
+
+def main() -> None:
+    args = _arguments()
+    facts = begin()
+    torch.set_num_threads(1)
+    if args.service is not None:
+        write_service(args, facts)
+        if not args.check:
+            return
+    checked = check(args)
     rows = [
         [one.what, f"{one.measured:.3f}", f"{one.foretold:.3f}", f"{100 * one.error:+.0f} %"]
         for one in checked

@@ -11,7 +11,7 @@ import argparse
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -48,15 +48,17 @@ def times(call: Callable[[], object], *, at_least_s: float, most: int = 400) -> 
     return measured
 
 
-def searches(args: argparse.Namespace) -> list[dict[str, Any]]:
+def searches(
+    args: argparse.Namespace, sizes: Sequence[int], batches: Sequence[int]
+) -> list[dict[str, Any]]:
     """One shard's search, by entries and queries."""
     rows = []
     encoder, weights = key_encoder(args.hidden)
-    for entries in args.entries:
+    for entries in sizes:
         with tempfile.TemporaryDirectory() as directory:
             store = invented_store(Path(directory) / "store", entries)
             memory = LocalMemory(store, encoder=encoder, weights=weights)
-            for batch in args.part_batches:
+            for batch in batches:
                 queries = queries_like(memory, batch, seed=batch)
                 seconds = times(partial(memory.search, queries, TOP_K), at_least_s=args.seconds)
                 rows.append({"entries": entries, "batch": batch, "seconds": seconds})
@@ -65,7 +67,7 @@ def searches(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _serve_nothing(secret: bytes, batches: list[int], pipe: Any) -> None:
+def _serve_nothing(secret: bytes, batches: Sequence[int], pipe: Any) -> None:
     torch.set_num_threads(1)
     shard = Prepared(0, 1, batches, TOP_K, ENTRY_TOKENS)
     server = SearchServer(shard, secret=secret)
@@ -74,23 +76,21 @@ def _serve_nothing(secret: bytes, batches: list[int], pipe: Any) -> None:
     server.close()
 
 
-def messages(args: argparse.Namespace) -> dict[str, Any]:
+def messages(args: argparse.Namespace, batches: Sequence[int]) -> dict[str, Any]:
     """What travelling takes: `hop` one way, `reply` and `send_s` at the asker."""
     secret = secrets.token_bytes(32)
     mine, theirs = get_context("spawn").Pipe()
-    process = get_context("spawn").Process(
-        target=_serve_nothing, args=(secret, args.part_batches, theirs)
-    )
+    process = get_context("spawn").Process(target=_serve_nothing, args=(secret, batches, theirs))
     process.start()
     endpoint: str = mine.recv()
     fanout = SearchFanout([1], resolve_endpoint=lambda shard, replica: endpoint, secret=secret)
-    send_s = _sending(endpoint, secret, args.part_batches[0])
+    send_s = _sending(endpoint, secret, batches[0])
     hops, replies = [], []
-    for batch in args.part_batches:
+    for batch in batches:
         queries = torch.randn(batch, WIDTH)
         request = SearchRequest(queries=queries.numpy(), k=TOP_K, exclude_doc_ids=None, exact=False)
         packing = np.array(times(partial(pack_search, request, "float16"), at_least_s=0.2))
-        merging = _merging(batch, args)
+        merging = _merging(batch)
         whole = np.array(times(partial(fanout.search, queries, TOP_K), at_least_s=args.seconds))
         left = whole - np.median(packing) - send_s - np.median(merging)
         hops.append({"batch": batch, "seconds": np.maximum(0.0, left / 2).tolist()})
@@ -102,7 +102,7 @@ def messages(args: argparse.Namespace) -> dict[str, Any]:
     return {"hop": hops, "reply": replies, "send_s": send_s}
 
 
-def _merging(batch: int, args: argparse.Namespace) -> list[float]:
+def _merging(batch: int) -> list[float]:
     """Seconds per reply of reading and merging some."""
     bodies = []
     for shard in range(REPLIES):

@@ -13,7 +13,7 @@ from cluster.simulation.queues import Queues, one_after_the_other
 from cluster.simulation.scenario import Scenario
 from tests.cluster.simulation.made_up import service_times
 
-SERVICE_S, SEARCHES = 0.01, 150_000
+SERVICE_S, SEARCHES = 0.01, 100_000
 
 
 def replica(env: simpy.Environment, search_s: Callable[[int], float], **settings: int) -> Replica:
