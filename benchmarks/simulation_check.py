@@ -303,7 +303,9 @@ def write_service(args: argparse.Namespace, facts: dict[str, Any]) -> None:
     """The parts at many sizes."""
     parts: dict[str, Any] = {
         "machine": facts,
-        "search": simulation_parts.searches(args, args.entries, args.part_batches),
+        "search": simulation_parts.searches(
+            args, args.entries, args.part_batches, time.process_time
+        ),
         **simulation_parts.messages(args, args.part_batches),
         **simulation_parts.refresh(args),
     }

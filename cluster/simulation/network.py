@@ -212,7 +212,8 @@ class _Call:
         attempt = task.attempts[number]
         replica, sent_at = attempt.replica, attempt.sent_at
         if word == "silent":
-            if client.shards[task.group[0]][replica].life == attempt.life:
+            asked = client.shards[task.group[0]][replica]
+            if asked.up and asked.life == attempt.life:
                 return  # it is only slow
             word = "lost"
         del task.attempts[number]

@@ -103,7 +103,8 @@ class Replica:
     Attributes:
         cores: for its searches. side_cores: for what its other threads do; Python lets one of them
             work at a time.
-        up: whether it answers. silent: it is down, and nobody was told so. life: counts its deaths.
+        up: whether it answers. silent: it is down, and nobody was told so. life: counts deaths and
+            returns: what was asked in one is not answered in another.
         back: happens when it is up again.
         searches, joined: as the real server counts them.
     """
@@ -202,6 +203,7 @@ class Replica:
     def recover(self) -> None:
         """A new process serves in its place; keys that were being made are made anew."""
         self.up, self.silent = True, False
+        self.life += 1
         if self._encoded_at is not None:
             self.encode()
         back, self.back = self.back, self.env.event()

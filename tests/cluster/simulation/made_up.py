@@ -39,9 +39,7 @@ def told(**changes: Any) -> dict[str, Any]:
         {
             "entries": entries,
             "batch": batch,
-            "seconds": (
-                (5e-4 + entries * batch * 1e-10) * random.lognormal(0, 0.1, 200)
-            ).tolist(),
+            "seconds": ((5e-4 + entries * batch * 1e-10) * random.lognormal(0, 0.1, 200)).tolist(),
         }
         for entries in (1000, 100_000)
         for batch in (1, 32, 512)

@@ -71,9 +71,7 @@ def test_the_slowest_of_exponential_shards_takes_the_harmonic_number() -> None:
     scenario = Scenario(shards=shards, batch=1, entries=1000)
     times = service_times(search_s=1.0, spread=list(random.exponential(size=50_000)))
     slowest = [
-        float(
-            Queues.idle(scenario, times).serve(np.arange(shards), np.zeros(shards), seed=n).max()
-        )
+        float(Queues.idle(scenario, times).serve(np.arange(shards), np.zeros(shards), seed=n).max())
         for n in range(4000)
     ]
     harmonic = sum(1 / n for n in range(1, shards + 1))
