@@ -136,6 +136,14 @@ class Wanted:
         return -(-self.actors // nodes) if self.config.memory.placement == "spread" else self.actors
 
     @property
+    def threads_per_shard(self) -> float:
+        """Cores that a shard on a CPU has to itself while all of its node work."""
+        if self.local:
+            return self.machines.cores
+        wished = self.shards_per_node * self.config.memory.threads_per_shard
+        return min(self.machines.cores, wished) / self.shards_per_node
+
+    @property
     def trainers_per_node(self) -> int:
         return 0 if self.local else -(-self.config.runtime.trainers // self.machines.nodes)
 
