@@ -258,6 +258,7 @@ CONSISTENT: dict[str, st.SearchStrategy[Any]] = {
     "optim.batch_size": st.sampled_from([64, 65_536]),
     "model.entry_encoder": st.just("word_embedding"),
     "model.entry_encoder_layers": st.just(0),
+    "runtime.gpus_per_trainer": st.floats(0.51, 1),
     "runtime.trainers": st.sampled_from([1, 2, 4]),
     "recovery.min_trainers": st.sampled_from([0, 1]),
     "runtime.micro_batch_size": st.sampled_from([0, 2, 16]),
