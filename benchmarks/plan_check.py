@@ -168,6 +168,7 @@ def planned(case: Case, constants: Constants, batch: int) -> Plan:
             entries=case.entries,
             entry_tokens=TOKENS,
             vocabulary=VOCABULARY,
+            cores=constants.threads,
             local=True,
         )
     )

@@ -174,3 +174,18 @@ def test_without_gpus_trainers_and_shards_share_the_cores(capsys: Capture) -> No
     assert told["placement"]["trainers"] == told["placement"]["shards"] == 2
     assert {place["name"] for place in told["places"]} == {"node", "disk that all nodes see"}
     assert "activations" in place(told, "node")["bytes"]
+
+
+def test_a_local_memory_has_all_cores_of_its_machine(capsys: Capture) -> None:
+    words = ["--local", "--entries", "1e8", "memory.threads_per_shard=1"]
+    few, many = (planned([*words, "--cores", str(n)], capsys) for n in (2, 16))
+    assert few["search"]["shard_s"] > 7 * many["search"]["shard_s"]
+    assert few["refresh"]["tables_s"] == pytest.approx(8 * many["refresh"]["tables_s"])
+
+
+def test_a_trainer_and_a_shard_may_share_a_gpu(capsys: Capture) -> None:
+    words = [str(preset("one-gpu")), "--entries", "1e6", "--gpu", "H100-80", "--gpus", "1"]
+    told = planned(words, capsys)
+    shared = place(told, "GPU of a trainer and shards")
+    assert shared["count"] == 1
+    assert {"keys", "activations"} <= shared["bytes"].keys()
