@@ -104,9 +104,12 @@ def efficiency() -> Efficiency:
     return Efficiency(**_file()["efficiency"])
 
 
-def training_share() -> float:
-    """Of large products' rate that a whole training step is assumed to reach."""
-    return float(_file()["training"]["share"])
+def training_share(hidden: int, *, on_gpu: bool) -> float:
+    """Of large products' rate that a whole training step of a model of this width reaches."""
+    table = _file()["training"]
+    if not on_gpu:
+        return float(table["share"])
+    return float(min(table["gpu_most"], table["gpu_share"] * (hidden / 768) ** table["gpu_power"]))
 
 
 def host_sheet(*, cores: int | None = None, memory_bytes: int | None = None) -> HostSheet:

@@ -160,7 +160,8 @@ def step_times(
         threads = min(wanted.machines.cores, wanted.trainers_per_node * runtime.threads_per_trainer)
         on_node = host.with_threads(threads).products
         rate = on_node.get(number, on_node["float32"]) * wanted.machines.nodes
-    compute_s = wanted.step_s if wanted.step_s is not None else flops / (rate * training_share())
+    share = training_share(model.hidden_size, on_gpu=wanted.trains_on_gpu)
+    compute_s = wanted.step_s if wanted.step_s is not None else flops / (rate * share)
     reduce_s = 0.0
     if wanted.machines.nodes > 1:
         # A ring over the nodes sends and receives every gradient twice; from stage 2 on each pass.
