@@ -19,6 +19,7 @@ from tests.multiprocess.loop_case import STEPS, Place, StopAfter, lines, numbers
 from tests.multiprocess.ranks import run_ranks
 from trainer.checkpoint import checkpoint_path, read_verified
 from trainer.control import Control
+from trainer.final import evaluate_run
 from trainer.loop import run_rank
 from trainer.reads.counter import ReadCounter
 from trainer.reads.files import Counted, read_counted, write_counted
@@ -264,6 +265,8 @@ def run_watched(
     try:
         control = StopAfter(stop_after) if stop_after else Control()
         run_rank(replace(job, memory=memory), rank, control)
+        if path.name in ("whole-0.jsonl", "still-0.jsonl"):
+            evaluate_run(job)
     finally:
         job.memory.close()
 
@@ -286,6 +289,7 @@ def runs_of_one(rank: int, place: Place) -> None:
     in_a_fork(place, stopped, stop=4)
     in_a_fork(place, stopped, resume=True)
     in_a_fork(place, logged_every(place.settings("silent"), 3, usage=False))
+    in_a_fork(place, place.settings("still", refresh="off"))
 
 
 def run_of_two(rank: int, place: Place) -> None:
@@ -323,6 +327,23 @@ def test_a_run_counts_what_its_memory_answered(place: Place) -> None:
     assert told.total.all_attended == pytest.approx(8 * STEPS * UNITS, rel=1e-3)
     assert told.since_step == 0
     assert all(0 < line["memory_used_share"] <= 1 for line in lines(place, "whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["whole", "still"])
+def test_what_was_counted_is_told_at_the_end(place: Place, name: str) -> None:
+    told = json.loads((place.home / name / "usage.json").read_text())["training"]
+    counted = answered(place, name)
+    assert (told["from_step"], told["to_step"]) == (0, STEPS)
+    assert told["reads"] == sum(counted.values())
+    assert sum(one["entries"] for one in told["times_read"]) == len(counted)
+    # At the end of the run with new keys the memory holds new facts alone: none was read.
+    used = 0 if name == "whole" else len(counted)
+    assert told["used"] == used
+    assert told["never_used_share"] == 1 - used / told["entries"]
+    assert [e["times"] for e in told["most_used"]] == [
+        times for _, times in counted.most_common(min(used, 10))
+    ]
 
 
 @pytest.mark.slow
