@@ -21,7 +21,7 @@ from cluster.simulation.service import MEASURED, ServiceTimes, read_service_time
 
 ENTRIES = 1 << 24
 DIRECT = 1 << 20  # a fan_in with which no relay is ever asked
-REQUESTS_AT_MOST = 6_000_000  # in all steps of one scenario
+REQUESTS_AT_MOST = 2_000_000  # in all steps of one scenario
 NETWORKED = Scenario(
     entries=ENTRIES,
     batch=32,
@@ -37,7 +37,7 @@ def played(service: ServiceTimes, **changes: Any) -> Outcome:
     """One scenario, with as many steps as its size allows."""
     scenario = replace(NETWORKED, **changes)
     steps = REQUESTS_AT_MOST // (scenario.trainers * scenario.shards)
-    steps = max(6, min(120, steps))
+    steps = max(3, min(120, steps))
     began = time.perf_counter()
     outcome = simulate(replace(scenario, steps=steps, warmup=steps // 3), service, "statistics")
     note(f"{changes}: {outcome.step_ms:.0f} ms a step ({time.perf_counter() - began:.1f} s)")
@@ -174,7 +174,7 @@ def _arguments() -> argparse.Namespace:
     sizes = [1, 4, 16, 64, 256, 1024, 4096]
     parser.add_argument("--service", type=Path, default=MEASURED, metavar="FILE")
     parser.add_argument("--shards", type=int, nargs="+", default=sizes)
-    parser.add_argument("--trainers", type=int, nargs="+", default=[1, 8, 64, 256, 1024])
+    parser.add_argument("--trainers", type=int, nargs="+", default=[1, 8, 64, 1024])
     parser.add_argument("--fan-in-trainers", type=int, nargs="+", default=[1, 16, 128])
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--replica-shards", type=int, nargs="+", default=[16, 256])
