@@ -151,7 +151,7 @@ def draw(directory: Path, sizes: list[Outcome], replicas: list[Outcome]) -> None
             [one.scenario.shards for one in line],
             [one.search_p99_ms for one in line],
             marker="o",
-            label=f"{trainers} trainers",
+            label=f"{trainers:,} trainer{'s' if trainers > 1 else ''}",
         )
     left.set(xscale="log", yscale="log", xlabel="shards", ylabel="p99 of a search, ms")
     left.set_title(f"{ENTRIES / 1e6:.0f} million entries, one replica")
@@ -165,7 +165,7 @@ def draw(directory: Path, sizes: list[Outcome], replicas: list[Outcome]) -> None
     right.barh(names, [one.search_p99_ms for one in slowed])
     right.invert_yaxis()
     right.set(xlabel="p99 of a search, ms", xscale="log")
-    right.set_title("shards, replicas, hedging: 8 trainers, 1 % stragglers")
+    right.set_title("shards, replicas, hedging; 8 trainers, stragglers")
     directory.mkdir(parents=True, exist_ok=True)
     figure.savefig(directory / "simulated_scale.png", dpi=120)
     figure.savefig(directory / "simulated_scale.svg", metadata={"Date": None})
