@@ -21,7 +21,7 @@ from cluster.simulation.service import MEASURED, ServiceTimes, read_service_time
 
 ENTRIES = 1 << 24
 DIRECT = 1 << 20  # a fan_in with which no relay is ever asked
-REQUESTS_AT_MOST = 6_000_000  # in all steps of one scenario
+REQUESTS_AT_MOST = 2_000_000  # in all steps of one scenario
 NETWORKED = Scenario(
     entries=ENTRIES,
     batch=32,
@@ -33,11 +33,11 @@ NETWORKED = Scenario(
 )
 
 
-def played(service: ServiceTimes, **changes: Any) -> Outcome:
-    """One scenario, with as many steps as its size allows."""
+def played(service: ServiceTimes, *, most: int = 120, **changes: Any) -> Outcome:
+    """One scenario, with as many steps as its size allows, at most `most`."""
     scenario = replace(NETWORKED, **changes)
     steps = REQUESTS_AT_MOST // (scenario.trainers * scenario.shards)
-    steps = max(6, min(120, steps))
+    steps = max(3, min(most, steps))
     began = time.perf_counter()
     outcome = simulate(replace(scenario, steps=steps, warmup=steps // 3), service, "statistics")
     note(f"{changes}: {outcome.step_ms:.0f} ms a step ({time.perf_counter() - began:.1f} s)")
@@ -89,28 +89,28 @@ def by_replicas(service: ServiceTimes, args: argparse.Namespace) -> tuple[str, l
     for shards in args.replica_shards:
         for share in args.straggler_shares:
             for replicas in args.replicas:
-                hedges = ("off", "p95") if replicas > 1 else ("off",)
-                pair = [
+                ways: list[dict[str, Any]] = [{"hedge": "off"}]
+                if replicas > 1:
+                    ways.append({"hedge": "p95"})
+                    if shards > NETWORKED.fan_in:
+                        ways.append({"hedge": "p95", "fan_in": DIRECT})
+                told = [
                     played(
                         service,
                         shards=shards,
                         trainers=8,
                         replicas=replicas,
                         straggler_share=share,
-                        hedge=hedge,
+                        most=400,
+                        **way,
                     )
-                    for hedge in hedges
+                    for way in ways
                 ]
-                outcomes += pair
-                shown = [f"{_ms(one)} (+{100 * one.overhead:.1f} %)" for one in pair]
-                rows.append(
-                    [
-                        f"{shards} shards, {100 * share:g} % stragglers, {replicas} replicas",
-                        *shown,
-                        *([""] if len(shown) == 1 else []),
-                    ]
-                )
-    return table(["", "no hedging", "hedging at p95"], rows), outcomes
+                outcomes += told
+                shown = [f"{_ms(one)} (+{100 * one.overhead:.1f} %)" for one in told]
+                name = f"{shards} shards, {100 * share:g} % stragglers, {replicas} replicas"
+                rows.append([name, *shown, *[""] * (3 - len(shown))])
+    return table(["", "no hedging", "hedging at p95", "the same without relays"], rows), outcomes
 
 
 def by_failures(service: ServiceTimes, args: argparse.Namespace) -> tuple[str, list[Outcome]]:
@@ -151,19 +151,21 @@ def draw(directory: Path, sizes: list[Outcome], replicas: list[Outcome]) -> None
             [one.scenario.shards for one in line],
             [one.search_p99_ms for one in line],
             marker="o",
-            label=f"{trainers} trainers",
+            label=f"{trainers:,} trainer{'s' if trainers > 1 else ''}",
         )
     left.set(xscale="log", yscale="log", xlabel="shards", ylabel="p99 of a search, ms")
     left.set_title(f"{ENTRIES / 1e6:.0f} million entries, one replica")
     left.legend()
     slowed = [one for one in replicas if one.scenario.straggler_share]
     names = [
-        f"{one.scenario.shards}, {one.scenario.replicas}, {one.scenario.hedge}" for one in slowed
+        f"{one.scenario.shards}, {one.scenario.replicas}, {one.scenario.hedge}"
+        + (", direct" if one.scenario.fan_in == DIRECT else "")
+        for one in slowed
     ]
     right.barh(names, [one.search_p99_ms for one in slowed])
     right.invert_yaxis()
     right.set(xlabel="p99 of a search, ms", xscale="log")
-    right.set_title("shards, replicas, hedging: 8 trainers, 1 % stragglers")
+    right.set_title("shards, replicas, hedging; 8 trainers, stragglers")
     directory.mkdir(parents=True, exist_ok=True)
     figure.savefig(directory / "simulated_scale.png", dpi=120)
     figure.savefig(directory / "simulated_scale.svg", metadata={"Date": None})
@@ -174,7 +176,7 @@ def _arguments() -> argparse.Namespace:
     sizes = [1, 4, 16, 64, 256, 1024, 4096]
     parser.add_argument("--service", type=Path, default=MEASURED, metavar="FILE")
     parser.add_argument("--shards", type=int, nargs="+", default=sizes)
-    parser.add_argument("--trainers", type=int, nargs="+", default=[1, 8, 64, 256, 1024])
+    parser.add_argument("--trainers", type=int, nargs="+", default=[1, 8, 64, 1024])
     parser.add_argument("--fan-in-trainers", type=int, nargs="+", default=[1, 16, 128])
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--replica-shards", type=int, nargs="+", default=[16, 256])

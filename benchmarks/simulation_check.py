@@ -18,13 +18,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +31,16 @@ import simulation_parts
 import torch
 from harness import argument_parser, begin, finish, note, positive, table
 from invented import write_store
-from served import (
-    ENTRY_TOKENS,
-    key_encoder,
-    local_ray,
-    other_weights,
-    queries_like,
-)
-from training_overhead import VOCABULARY, make_batch, model_settings
-from weak_scaling import Waiting
+from served import ENTRY_TOKENS, key_encoder, local_ray, other_weights
+from simulation_parts import TOP_K
+from simulation_whole import NAME, TIMEOUT_S, asked, trained
+from training_overhead import VOCABULARY
 
 from cluster.simulation.outcome import simulate
 from cluster.simulation.scenario import Scenario
 from cluster.simulation.service import ServiceTimes, read_service_times
 from memory_server.actors.client import RayMemory
-from memory_server.api import Memory
-from memory_server.local import LocalMemory
 from memory_server.store.store import Store
-from trainer.build import build_model, model_config
-from trainer.engine import TrainingEngine, start_process_group, stop_process_group
-from trainer.searching import MemoryLookup
-from trainer.settings import DataSettings, OptimSettings, RuntimeSettings, TrainSettings
-
-NAME, TOP_K, TIMEOUT_S, WARMUP = "simulation-check", 5, 600.0, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,113 +55,6 @@ class Checked:
     def error(self) -> float:
         """Relative to what was measured."""
         return self.foretold / self.measured - 1
-
-
-def client(number: int, address: str, batch: int, rounds: int, go: Any, pipe: Any) -> None:
-    """A process that asks once a round, when all are ready."""
-    torch.set_num_threads(1)
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    memory = RayMemory.attach(NAME)
-    queries = queries_like(memory, batch, seed=number)
-    told = []
-    for _ in range(WARMUP + rounds):
-        go.wait(TIMEOUT_S)
-        began = time.perf_counter()
-        memory.search(queries, TOP_K)
-        told.append((began, time.perf_counter() - began))
-    pipe.send(told[WARMUP:])
-    memory.close()
-    ray.shutdown()
-
-
-def asked(clients: int, batch: int, rounds: int, address: str) -> tuple[Any, Any]:
-    """(seconds of searches [clients, rounds], how much later than the first each was begun)."""
-    told = np.array(_run(client, clients, (address, batch, rounds)))
-    return told[:, :, 1], told[:, :, 0] - told[:, :, 0].min(0)
-
-
-def trainer(
-    rank: int, ranks: int, meeting: str, address: str, args: argparse.Namespace, go: Any, pipe: Any
-) -> None:
-    """A rank that trains; without an address its memory is in its own process."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch.set_num_threads(1)
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    start_process_group("cpu", rank=rank, world_size=ranks, init_method=meeting)
-    settings = TrainSettings(
-        data=DataSettings(corpus="none"),
-        model=model_settings("small"),
-        optim=OptimSettings(batch_size=args.train_batch * ranks, steps=WARMUP + args.steps),
-        runtime=RuntimeSettings(trainers=ranks, zero_stage=2, precision="fp32", device="cpu"),
-    )
-    config = model_config(settings.model, vocab_size=VOCABULARY, pad_token_id=0)
-    model = build_model(config, seed=0)
-    memory: Memory
-    if address:
-        memory = RayMemory.attach(NAME)
-    else:
-        encoder, weights = key_encoder(args.hidden)
-        memory = LocalMemory(Store.open(args.small_store), encoder=encoder, weights=weights)
-    pool, engine = ThreadPoolExecutor(1), TrainingEngine(model, settings, "cpu")
-    engine.train()
-    generator = torch.Generator().manual_seed(rank)
-    entries = torch.randint(1, VOCABULARY, (64, ENTRY_TOKENS), generator=generator)
-    epoch, told = memory.info().epoch, []
-    go.wait(TIMEOUT_S)
-    for _ in range(WARMUP + args.steps):
-        batch, waiting = make_batch(args.train_batch, entries, generator), Waiting()
-        began = time.perf_counter()
-        engine.forward_backward(
-            input_ids=batch.input_ids,
-            attention_mask=torch.ones_like(batch.input_ids),
-            labels=batch.labels,
-            lookup=MemoryLookup(
-                memory,
-                k=TOP_K,
-                epoch=epoch,
-                exclude_doc_ids=None,
-                pool=pool,
-                waiting=lambda waiting=waiting: waiting,
-                note=lambda found: None,
-            ),
-        )
-        engine.step()
-        told.append((time.perf_counter() - began, waiting.seconds))
-    pipe.send(told[WARMUP:])
-    pool.shutdown()
-    memory.close()
-    stop_process_group()
-
-
-def trained(ranks: int, address: str, args: argparse.Namespace) -> tuple[Any, Any]:
-    """(seconds of steps [ranks, steps], of them waiting for the memory)."""
-    with tempfile.TemporaryDirectory() as meeting:
-        extra = (ranks, f"file://{meeting}/meeting", address, args)
-        told = np.array(_run(trainer, ranks, extra))
-    return told[:, :, 0], told[:, :, 1]
-
-
-def _run(call: Any, processes: int, extra: tuple[Any, ...]) -> list[Any]:
-    """What as many processes of one kind tell."""
-    context = get_context("spawn")
-    go, pipes, started = context.Barrier(processes), [], []
-    for number in range(processes):
-        reader, writer = context.Pipe(duplex=False)
-        started.append(context.Process(target=call, args=(number, *extra, go, writer)))
-        started[-1].start()
-        writer.close()
-        pipes.append(reader)
-    try:
-        told = [pipe.recv() for pipe in pipes]
-    except EOFError:
-        for process in started:
-            process.kill()
-        raise RuntimeError("a process died; its error is above") from None
-    for process in started:
-        process.join()
-    return told
 
 
 def here(args: argparse.Namespace, **changes: Any) -> Scenario:
@@ -363,7 +240,8 @@ def check(args: argparse.Namespace) -> list[Checked]:
                 computing = {}
                 for ranks in args.trainers:
                     steps, waits = trained(ranks, "", args)
-                    computing[ranks] = (steps - waits).ravel()
+                    # Ranks wait for each other within a step, so theirs are one time, not several.
+                    computing[ranks] = (steps - waits).mean(0)
                 checked += check_steps(args, service, shards, address, computing)
                 memory.close()
     return checked

@@ -8,9 +8,9 @@ import random
 import numpy as np
 import simpy
 
+from cluster.simulation.clients import Client, Costs, Counts
 from cluster.simulation.draws import compute_draws, search_draws
 from cluster.simulation.failures import fail_and_recover, kinds_of
-from cluster.simulation.network import Client, Costs, Counts
 from cluster.simulation.parts import Cores, Replica, ReplicaSettings
 from cluster.simulation.scenario import Scenario
 from cluster.simulation.service import ServiceTimes

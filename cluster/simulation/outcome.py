@@ -15,8 +15,8 @@ from cluster.simulation.trainers import Noted
 
 Method = Literal["auto", "events", "statistics"]
 
-# Of events, in all steps; some 300,000 are played in a second.
-EVENTS_AT_MOST = 4_000_000
+# Of events, in all steps; some 100,000 are played in a second.
+EVENTS_AT_MOST = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import simpy
 
-from cluster.simulation.network import Client, Counts
+from cluster.simulation.clients import Client, Counts
+from cluster.simulation.network import search
 from cluster.simulation.parts import Cores, Process, Replica
 from cluster.simulation.scenario import Scenario
 from cluster.simulation.service import Floats, ServiceTimes
@@ -117,7 +118,7 @@ class Trainers:
         for _ in range(scenario.searches_per_step):
             yield self._cores.work(before_s)
             began = self._env.now
-            yield from client.search()
+            yield from search(client)
             found.append(self._env.now - began)
         yield self._cores.work((1 - scenario.compute_before) * compute_s)
 

@@ -51,9 +51,9 @@ def test_the_same_seed_gives_the_same_figures(
         {"shards": 1, "trainers": 1},
         {"shards": 8, "trainers": 8},
         {"shards": 4, "trainers": 16, "replicas": 3},
-        {"shards": 8, "trainers": 4, "replicas": 2, "straggler_share": 0.02, "straggler_shape": 3},
+        {"shards": 8, "trainers": 4, "replicas": 2, "straggler_share": 0.05, "steps": 400},
         {"shards": 25, "trainers": 4},
-        {"shards": 36, "trainers": 12, "steps": 60},
+        {"shards": 36, "trainers": 12, "steps": 40},
         {"shards": 2, "trainers": 4, "searches_per_step": 3},
         {"shards": 2, "trainers": 4, "refresh_every_steps": 20},
     ],
@@ -79,7 +79,7 @@ def test_both_methods_turn_away_what_a_full_queue_does_not_take(times_file: Path
 
 
 def test_a_second_replica_that_is_asked_late_cuts_the_tail(times_file: Path) -> None:
-    slowed = {"shards": 8, "trainers": 2, "replicas": 2, "straggler_share": 0.01}
+    slowed = {"shards": 8, "trainers": 2, "replicas": 2, "straggler_share": 0.05, "steps": 400}
     for method in ("events", "statistics"):
         hedged = played(times_file, method, **slowed)
         alone = played(times_file, method, hedge="off", **slowed)
