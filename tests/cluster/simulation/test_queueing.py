@@ -55,15 +55,16 @@ def test_equal_services_wait_as_an_m_d_1_queue(load: float) -> None:
 
 def test_arrays_make_a_queue_wait_as_theory_has_it() -> None:
     random = np.random.default_rng(5)
-    count = 40_000
+    count = 60_000
+    exponential = -np.log((np.arange(20_000) + 0.5) / 20_000)  # its quantiles, not a sample
     arrival = np.cumsum(random.exponential(SERVICE_S / 0.5, count))
     scenario = Scenario(shards=1, batch=1, max_batch_rows=1, queue_limit=10**6, entries=1000)
-    for spread, expected in (([1.0], 0.5), (random.exponential(size=20_000), 1.0)):
+    for spread, expected in (([1.0], 0.5), (exponential, 1.0)):
         times = service_times(search_s=SERVICE_S, spread=list(spread))
         queues = Queues.idle(scenario, times)
         queue = np.zeros(count, np.int64)
         wait_s = queues.serve(queue, arrival, seed=1) - arrival
-        assert float(wait_s.mean()) - SERVICE_S == pytest.approx(expected * SERVICE_S, rel=0.06)
+        assert float(wait_s.mean()) - SERVICE_S == pytest.approx(expected * SERVICE_S, rel=0.05)
 
 
 def test_the_slowest_of_exponential_shards_takes_the_harmonic_number() -> None:
