@@ -2,7 +2,7 @@
 
 One memory of 16,777,216 entries is cut into 1 to 4,096 shards, asked by 1 to 1,024 trainers. Shards
 have one core each, of the measured machine; the rest is assumed and printed. The peer of a row is
-the row with the defaults: `fan_in` 16, hedging at p95, one replica. --plot DIR draws the figures.
+the row with the defaults: `fan_in` 16 (as with one replica), hedging at p95. --plot DIR draws the figures.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from cluster.simulation.service import MEASURED, ServiceTimes, read_service_time
 
 ENTRIES = 1 << 24
 DIRECT = 1 << 20  # a fan_in with which no relay is ever asked
+RELAYED = 16  # one with which more shards than these are asked by way of relays
 REQUESTS_AT_MOST = 2_000_000  # in all steps of one scenario
 NETWORKED = Scenario(
     entries=ENTRIES,
@@ -89,10 +90,10 @@ def by_replicas(service: ServiceTimes, args: argparse.Namespace) -> tuple[str, l
     for shards in args.replica_shards:
         for share in args.straggler_shares:
             for replicas in args.replicas:
-                ways: list[dict[str, Any]] = [{"hedge": "off"}]
+                ways: list[dict[str, Any]] = [{"hedge": "off", "fan_in": RELAYED}]
                 if replicas > 1:
-                    ways.append({"hedge": "p95"})
-                    if shards > NETWORKED.fan_in:
+                    ways.append({"hedge": "p95", "fan_in": RELAYED})
+                    if shards > RELAYED:
                         ways.append({"hedge": "p95", "fan_in": DIRECT})
                 told = [
                     played(

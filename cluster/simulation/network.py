@@ -50,7 +50,7 @@ class _Task:
 def search(client: Client, *, relayed: bool | None = None) -> Process:
     """A process that ends when all shards have answered."""
     use_relays = client.scenario.relayed if relayed is None else relayed
-    fan_in = client.scenario.fan_in if use_relays else len(client.shards)
+    fan_in = client.scenario.asked_directly if use_relays else len(client.shards)
     yield from _Call(client).ask(groups_of(len(client.shards), fan_in))
 
 

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from memory_server.wire.fan_out import default_fan_in
+
 HedgeChoice = float | Literal["p95", "off"]
 
 _AT_LEAST_ONE = (
@@ -36,7 +38,8 @@ class Scenario:
         compute_before: share of it that comes before the last search.
         jitter: standard deviation of the logarithm of a trainer's computing time; only where
             compute_s is given.
-        fan_in, hedge, queue_limit, max_batch_rows, relays_at_once: as in the memory's own code.
+        fan_in, hedge, queue_limit, max_batch_rows, relays_at_once: as in the memory's own code;
+            fan_in None: what it takes by itself.
         latency_s: one way between two machines; bandwidth_bytes_s: of a machine's network card.
         gradient_bytes: what each trainer reduces per step.
         straggler_share: of the searches of a shard that are slowed by 1 + a Pareto-distributed
@@ -67,7 +70,7 @@ class Scenario:
     compute_s: float | None = None
     compute_before: float = 0.3
     jitter: float = 0.03
-    fan_in: int = 16
+    fan_in: int | None = None
     hedge: HedgeChoice = "p95"
     queue_limit: int = 256
     max_batch_rows: int = 4096
@@ -123,7 +126,7 @@ class Scenario:
             )
         if self.compute_s is not None and self.compute_s < 0:
             raise ValueError(f"compute_s={self.compute_s} must be 0 or more")
-        if self.fan_in < 2:
+        if self.fan_in is not None and self.fan_in < 2:
             raise ValueError(f"fan_in={self.fan_in} must be at least 2")
         if self.shared_cores < 0:
             raise ValueError(f"shared_cores={self.shared_cores} must be 0 (none shared) or more")
@@ -146,9 +149,14 @@ class Scenario:
         return self.hedge != "off" and self.replicas > 1
 
     @property
+    def asked_directly(self) -> int:
+        """With more shards than this, relays ask: `fan_in`, or what the memory takes by itself."""
+        return default_fan_in(self.replicas) if self.fan_in is None else self.fan_in
+
+    @property
     def relayed(self) -> bool:
         """Whether shards are asked by way of relays."""
-        return self.shards > self.fan_in
+        return self.shards > self.asked_directly
 
     @property
     def reply_bytes(self) -> float:

@@ -126,7 +126,7 @@ class _Asked:
         hop_s = scenario.latency_s + service.hop_s(scenario.batch)
         self._there_s, self._back_s = hop_s + scenario.request_wire_s, hop_s + scenario.wire_s
         self._hedge, self._relay = _Delay(scenario.trainers), _Delay(scenario.trainers)
-        groups = groups_of(scenario.shards, scenario.fan_in)
+        groups = groups_of(scenario.shards, scenario.asked_directly)
         self._first_G = np.array([group[0] for group in groups])
         self._size_G = np.array([len(group) for group in groups])
 

@@ -35,7 +35,7 @@ from memory_server.requests import checked_request
 from memory_server.stats import MemoryStats
 from memory_server.store.store import Store
 from memory_server.waiting import wait_until_sealed
-from memory_server.wire.fan_out import SearchFanout
+from memory_server.wire.fan_out import SearchFanout, default_fan_in
 
 # What changes epochs waits for shards at least this long, however short a search's deadline is:
 # giving up on a search costs one answer, giving up on a switch ends a training.
@@ -95,7 +95,7 @@ class RayMemory:
         gpus_per_shard: float = 0.0,
         resources_per_shard: Mapping[str, float] | None = None,
         hedge_after_s: float | Literal["p95"] = "p95",
-        fan_in: int = 16,
+        fan_in: int | None = None,
         queue_limit: int = 256,
         host: str | None = None,
         queries: Literal["float16", "float32"] = "float16",
@@ -128,7 +128,8 @@ class RayMemory:
             deadline_s: how long a search waits for a shard. Switching to an epoch and releasing
                 one wait as long, but at least `CONTROL_AT_LEAST_S`.
             hedge_after_s: seconds until a search asks a second replica; "p95": as measured.
-            fan_in: with more shards than this, a shard asks a group of so many for the client.
+            fan_in: with more shards than this, a shard asks a group of so many for the client;
+                None: `default_fan_in`, 16 with one replica and 256 with more.
             queue_limit: searches that may wait at a shard before others are told `Overloaded`.
             host: address of each node that its shards listen at; None: the one that Ray uses
                 between nodes. With "127.0.0.1" clients on other nodes go through Ray's own calls.
@@ -172,7 +173,10 @@ class RayMemory:
         )
         if domains:
             Store.open(layout.store_path).manifest(first.content_version).of_domains(domains)
-        layout = replace(layout, hedge_after_s=hedge_after_s, fan_in=fan_in, queries=queries)
+        asked_directly = default_fan_in(settings.replicas) if fan_in is None else fan_in
+        layout = replace(
+            layout, hedge_after_s=hedge_after_s, fan_in=asked_directly, queries=queries
+        )
         started = start_actors(layout, settings, encoder, first.book, timeout_s=start_timeout_s)
         try:
             leader = Leader.find(name, timeout_s=start_timeout_s)

@@ -286,6 +286,16 @@ class SearchFanout:
         raise ShardLost(f"memory {self._name!r} cannot answer: {reasons}; {hint}")
 
 
+def default_fan_in(replicas: int) -> int:
+    """How many shards a client asks by itself.
+
+    With one replica relays are as good at every size, and better with many clients. With more, a
+    relay is given one replica of each shard and cannot ask a second one when it is slow: asked
+    directly, 256 shards answered 99 % of searches in an eighth of the time (docs/simulation.md).
+    """
+    return 16 if replicas == 1 else 256
+
+
 def groups_of(shards: int, fan_in: int) -> list[tuple[int, ...]]:
     """Who is asked together: every shard alone, or about sqrt(shards) groups of as many."""
     if shards <= fan_in:
