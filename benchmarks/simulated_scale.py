@@ -2,7 +2,7 @@
 
 One memory of 16,777,216 entries is cut into 1 to 4,096 shards, asked by 1 to 1,024 trainers. Shards
 have one core each, of the measured machine; the rest is assumed and printed. The peer of a row is
-the row with the defaults: `fan_in` 16 (as with one replica), hedging at p95. --plot DIR draws the figures.
+the row with the defaults: `fan_in` 16 (as with one replica), hedging at p95, one replica.
 """
 
 from __future__ import annotations
