@@ -168,9 +168,16 @@ def _run(place: Place, stage: Stage, seed: int | None) -> Any:
 
 
 def number_at(result: Any, path: tuple[str, ...]) -> float:
-    """A number in a result. Raises ConfigError: there is none at this place."""
+    """A number in a result; the parts of a list are told by their place, from 0.
+
+    Raises:
+        ConfigError: there is no number there.
+    """
     found = result
     for name in path:
+        if isinstance(found, list) and name.isdigit() and int(name) < len(found):
+            found = found[int(name)]
+            continue
         if not isinstance(found, Mapping) or name not in found:
             names = ", ".join(map(str, found)) if isinstance(found, Mapping) else repr(found)
             raise ConfigError(

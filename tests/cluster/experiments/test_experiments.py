@@ -137,6 +137,9 @@ def test_a_selection_that_finds_nothing_is_refused(
 
 
 def test_a_number_is_read_where_it_is() -> None:
+    assert number_at({"cases": [{"loss": 2}, {"loss": 3}]}, ("cases", "1", "loss")) == 3.0
+    with pytest.raises(ConfigError, match="no 'cases/1'"):
+        number_at({"cases": [1]}, ("cases", "1"))
     result = {"stages": {"after": {"mrr": 0.5, "all": True}}}
     assert number_at(result, ("stages", "after", "mrr")) == 0.5
     for path, says in ((("stages", "before"), "no 'stages/before'"), (("stages",), "not a number")):
