@@ -187,6 +187,8 @@ def run_each(
     done: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
     left_out: dict[str, str] = {}
+    # Told to end, this process must end the benchmark, too, which leads a group of its own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for number, one in enumerate(benchmarks, 1):
         head = f"[{number}/{len(benchmarks)}] {one.name}"
         if reason := choice.lacks(one):
