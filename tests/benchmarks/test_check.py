@@ -118,7 +118,7 @@ def test_one_that_fails_stops_no_other_and_what_is_finished_is_kept(tmp_path: Pa
     for again in ([], ["--only", "fake"], ["--only", "fake", "--again"]):
         done = call("run_all", *words, *again)
         assert done.returncode == (0 if again else 1), done.stderr
-        assert "| fake: ratio (batch 8) |     tea | 2.50 (2.50 to 2.50) |" in done.stdout, done.stdout
+        assert "|     tea | 2.50 (2.50 to 2.50) |  lower |" in done.stdout, done.stdout
         assert ("out of tea" in done.stderr) is not bool(again)
     assert (tmp_path / "runs").read_text(encoding="utf-8").split() == ["run"] * 3
     whole = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
