@@ -1,5 +1,6 @@
 # make quickstart   set everything up and run the main job on the embedded corpus
 # make test         set everything up and run the tests
+# make bench-check  compare the quick benchmarks' ratios with this machine's record
 # make lint         set everything up and run ruff, mypy and the import check
 #
 # PYTHON=python3.12     which Python makes the environment (3.11 or newer)
@@ -11,6 +12,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 EXTRA := $(or $(EXTRA),$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu))
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 TEST_PROCESSES ?= 2
 
 VENV := .venv
@@ -24,7 +26,7 @@ ifeq ($(filter $(EXTRA),cpu gpu),)
 $(error EXTRA=$(EXTRA) is not known: give EXTRA=cpu or EXTRA=gpu)
 endif
 
-.PHONY: setup quickstart test docs lint clean
+.PHONY: setup quickstart test docs bench-check lint clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -61,6 +63,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES)
 	$(BIN)/lint-imports
+
+bench-check: $(STAMP)
+	$(BIN)/python benchmarks/check.py $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

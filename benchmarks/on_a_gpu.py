@@ -150,15 +150,15 @@ def measure_step(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
             repeats=args.repeats,
             warmup=3,
         )
-    # Apart, as their clocks wait for the device: where a step's time goes.
-    searched = {}
-    for name in names:
-        del searching[name][:]
-        SEARCHES_WAIT.append(True)
-        for _ in range(args.repeats):
-            steps[name]()
-        SEARCHES_WAIT.clear()
-        searched[name] = Spread.of([1000 * s for s in searching[name]] or [0.0])
+        # Apart, as their clocks wait for the device: where a step's time goes.
+        searched = {}
+        for name in names:
+            del searching[name][:]
+            SEARCHES_WAIT.append(True)
+            for _ in range(args.repeats):
+                steps[name]()
+            SEARCHES_WAIT.clear()
+            searched[name] = Spread.of([1000 * s for s in searching[name]] or [0.0])
     tokens = sizes.batch * sizes.tokens
     figures = [
         {

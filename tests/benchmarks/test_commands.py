@@ -15,7 +15,7 @@ from tests.cluster.tiny_run import make_tiny_run
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "benchmarks"
-SHARED = {"harness", "invented", "recovery_watch", "served", "watch"}
+SHARED = {"harness", "invented", "records", "recovery_watch", "served", "suite", "watch"}
 COMMANDS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 
 
