@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from cluster.cli.registry import find_command, is_only_a_group
+from cluster.adaptation.in_task_settings import InTaskConfig
+from cluster.adaptation.settings import AdaptationConfig
+from cluster.cli.command import Command
+from cluster.cli.registry import COMMANDS, find_command, is_only_a_group
+from cluster.config import PretrainConfig
+from cluster.finetune import FinetuneConfig
 from cluster.reference.__main__ import PAGES, main
+from cluster.reference.commands import commands_reference
+from cluster.reference.configuration import configuration_reference, sections_of
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+SECTION = re.MULTILINE | re.DOTALL
 GENERAL = {"-h", "--help", "--version", "--traceback"}
 
 
@@ -82,7 +92,7 @@ def wrong_with(line: str) -> str | None:
         known = set(command.parser()._option_string_actions) | GENERAL
         for word in rest:
             option = word.partition("=")[0].strip("[]")
-            if re.match(r"--[a-z]", option) and not set(option.split("|")) <= known:
+            if re.match(r"--?[a-z]", option) and not set(option.split("|")) <= known:
                 return f"{command.name} has no {option}"
     return None
 
@@ -95,9 +105,101 @@ def test_every_command_in_a_document_is_one_of_the_programs(document: Path) -> N
 
 
 def test_the_check_finds_what_is_wrong() -> None:
-    text = "`pluglm memory ad x`\n```\npluglm pretrain C --resum\npluglm doctor | x --y\n```\n"
-    in_block, piped, in_line = (wrong_with(line) for line in commands_in(text))
+    text = (
+        "`pluglm memory ad x`\n"
+        "```\npluglm pretrain C --resum\npluglm doctor | x --y\npluglm evaluate R -k 3 -q\n```\n"
+    )
+    in_block, piped, short, in_line = (wrong_with(line) for line in commands_in(text))
+    assert short == "evaluate has no -q"
     assert in_block == "pretrain has no --resum"
     assert piped is None
     assert in_line is not None
     assert "no such command" in in_line
+
+
+def test_the_pages_are_the_same_on_any_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = commands_reference()
+    for columns in ("30", "300"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert commands_reference() == page
+
+
+def test_every_argument_of_every_command_is_told_with_its_default() -> None:
+    sections = dict(
+        re.findall(r"^## pluglm (.+?)\n(.*?)(?=^## |\Z)", commands_reference(), SECTION)
+    )
+    assert list(sections) == [command.name for command in COMMANDS]
+    for command in COMMANDS:
+        section = sections[command.name]
+        assert command.example.strip() in section
+        assert "%(" not in section
+        for option in command.parser()._option_string_actions:
+            if option not in GENERAL:
+                assert f"`{option}" in section or f", {option}" in section, (command.name, option)
+    assert "(default: 128)" in sections["corpus build"]
+
+
+def test_a_command_shows_what_it_needs_and_all_its_spellings() -> None:
+    def configure(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("words", nargs="+", metavar="A|B", help="100%% *read*")
+        parser.add_argument("--out", required=True, metavar="DIR", help="there")
+        one = parser.add_mutually_exclusive_group(required=True)
+        one.add_argument("--yes", action="store_true", help="do")
+        one.add_argument("--no", action="store_true", help="do not")
+        how = parser.add_argument_group("how it is done")
+        how.add_argument("-k", "--keep", choices=("a", "b"), default="a", help="(%(default)s)")
+        parser.add_argument("--secret", help=argparse.SUPPRESS)
+
+    page = commands_reference(
+        [
+            Command(
+                name="try",
+                summary="a trial",
+                description="It tries:\n  one   thing\n\nUse `a *b*` or *c*.",
+                example="pluglm try x --out y --yes",
+                configure=configure,
+                run=lambda options: 0,
+            )
+        ]
+    )
+    assert "pluglm try A|B ... --out DIR (--yes | --no) [options]\n" in page
+    assert r"| `A\|B ...` | 100% \*read\* |" in page
+    assert "| `--out DIR` | there (needed) |" in page
+    assert (
+        "How it is done:\n\n| argument | meaning |\n|---|---|\n| `-k, --keep {a,b}` | (a) |" in page
+    )
+    assert "```\nIt tries:\n  one   thing\n```\n\nUse `a *b*` or \\*c\\*." in page
+    assert "secret" not in page
+
+
+def test_every_key_of_every_configuration_is_told() -> None:
+    page = configuration_reference()
+    for kind in (PretrainConfig, FinetuneConfig, AdaptationConfig, InTaskConfig):
+        for name, section in sections_of(kind).items():
+            tables = re.findall(rf"^### `\[{name}\]` of .*?\n(.*?)(?=^##|\Z)", page, SECTION)
+            told = [set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) for table in tables]
+            assert {item.name for item in fields(section)} in told, name
+
+
+def test_a_key_has_its_type_range_and_default() -> None:
+    rows = configuration_reference().splitlines()
+    starts = (
+        "| `mask_probability` | a number, above 0 and below 1 | `0.15` | ",
+        '| `query_norm` | `batch`, `layer`, `none` | `"layer"` | ',
+        "| `corpus` | a string | must be given | ",
+        "| `phase_steps` | a list of whole numbers, such as [0, 1, 2], each at least 1, may be empty",
+        "| `seeds` | a list of one or more whole numbers, such as [0, 1, 2], each from 0 to 42949672",
+    )
+    for start in starts:
+        assert any(row.startswith(start) for row in rows), start
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_within_a_page_lead_somewhere(name: str) -> None:
+    page = PAGES[name]()
+    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    anchors = [re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in headings]
+    assert len(set(anchors)) == len(anchors)
+    links = re.findall(r"\]\(#([^)]+)\)", page)
+    assert links
+    assert set(links) <= set(anchors)
