@@ -107,7 +107,7 @@ def test_the_shipped_table_names_every_command(records: ModuleType) -> None:
     import suite
 
     helpers = {"harness", "invented", "records", "recovery_watch", "served", "suite", "watch",
-               "simulation_parts", "run_all", "check"}  # fmt: skip
+               "simulation_parts", "simulation_whole", "run_all", "check"}  # fmt: skip
     scripts = {path.stem for path in FOLDER.glob("*.py")} - helpers
     assert set(suite.read_suite()) == scripts
 
