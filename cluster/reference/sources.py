@@ -52,7 +52,8 @@ class Module:
                 break
         else:
             raise ValueError(f"{name}: there is no such module below {root}")
-        self._lines = self._text.splitlines()
+        # As the parser counts lines; str.splitlines also ends them at form feeds and the like.
+        self._lines = self._text.split("\n")
         self._tree = ast.parse(self._text)
 
     @property
