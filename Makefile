@@ -1,6 +1,6 @@
 # make quickstart   set everything up and run the main job on the embedded corpus
 # make test         set everything up and run the tests
-# make bench-check  compare the quick benchmarks' ratios with this machine's record
+# make docs         set everything up and write docs/reference out of the program
 # make lint         set everything up and run ruff, mypy and the import check
 #
 # PYTHON=python3.12     which Python makes the environment (3.11 or newer)

@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cluster.reference.api import api_reference
 from cluster.reference.commands import commands_reference
 from cluster.reference.configuration import configuration_reference
 
 PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration_reference,
     "commands.md": commands_reference,
+    "api.md": api_reference,
 }
 
 

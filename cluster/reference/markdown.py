@@ -8,7 +8,10 @@ from inspect import cleandoc
 GENERATED = "<!-- Written by `make docs` out of the program: change the program, not this. -->"
 
 _CODE_SPAN = re.compile(r"(`+[^`]+`+)")
-_MARKUP = re.compile(r"([*<]|\](?=[(\[:])|(?<!\w)_|_(?!\w))")
+# Emphasis, tags, links [text](place) or [text][place], and what a line [name]: would define.
+_MARKUP = re.compile(
+    r"(\*|<(?=[A-Za-z/!])|\](?=[(\[])|^\[(?=[^\]\n]*\]:)|(?<!\w)_|_(?!\w))", re.MULTILINE
+)
 _LAID_OUT = re.compile(r"^( |.* {3,})")
 
 

@@ -187,8 +187,8 @@ def test_a_key_has_its_type_range_and_default() -> None:
         "| `mask_probability` | a number, above 0 and below 1 | `0.15` | ",
         '| `query_norm` | `batch`, `layer`, `none` | `"layer"` | ',
         "| `corpus` | a string | must be given | ",
-        "| `phase_steps` | a list of whole numbers, such as [0, 1, 2], each at least 1",
-        "| `seeds` | a list of one or more whole numbers, such as [0, 1, 2], each from 0",
+        "| `phase_steps` | a list of whole numbers, such as [0, 1, 2], each at least 1, may be",
+        "| `seeds` | a list of one or more whole numbers, such as [0, 1, 2], each from 0 to 4294",
     )
     for start in starts:
         assert any(row.startswith(start) for row in rows), start
