@@ -24,7 +24,7 @@ ifeq ($(filter $(EXTRA),cpu gpu),)
 $(error EXTRA=$(EXTRA) is not known: give EXTRA=cpu or EXTRA=gpu)
 endif
 
-.PHONY: setup quickstart test lint clean
+.PHONY: setup quickstart test docs lint clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -52,6 +52,9 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_ARGS)
+
+docs: $(STAMP)
+	$(BIN)/python -m cluster.reference
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ setup(
         **{name: ["py.typed"] for name in PACKAGES},
         "cluster.configs": ["*.toml"],
         "cluster.planning": ["*.toml"],
+        "cluster.simulation": ["*.json"],
     },
     entry_points={"console_scripts": ["pluglm = cluster.cli:main"]},
     install_requires=[
@@ -51,9 +52,11 @@ setup(
         # Ray exports metrics to Prometheus only with its own extra.
         "metrics": ["ray[default]>=2.50"],
         "onnx": ["onnx>=1.18", "onnxscript>=0.5"],
+        "simulation": ["simpy>=4.1"],
         "dev": [
             "hypothesis",
             "import-linter",
+            "matplotlib",
             "mypy",
             "onnx",
             "onnxruntime",
@@ -62,6 +65,7 @@ setup(
             "pytest-xdist",
             "ruff",
             "selenium",
+            "simpy",
         ],
     },
 )

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,6 @@ from training_step import BERT, FIRST_WORD, PAPER, PLAIN, RECIPE, VARIANTS, Size
 from transformers import BertConfig, BertForMaskedLM
 
 from memory_server.index.base import IndexInput
-from memory_server.index.faiss_gpu import gpu_trouble
 from memory_server.index.flat_index import FlatIndex
 from memory_server.keys.key_blocks import BlockedKeys, KeyBlock
 from memory_server.keys.key_codes import KeyCodes
@@ -247,7 +247,7 @@ def plain_search(keys: Tensor, queries: Tensor, top_k: int) -> Tensor:
 def measure_search(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
     figures: list[dict[str, Any]] = []
     plain = "product and topk"
-    trouble = gpu_trouble() if args.device == "cuda" else ""
+    trouble = faiss_trouble() if args.device == "cuda" else ""
     if trouble:
         note(f"search: left out faiss.GpuIndexFlatIP: {trouble}")
     for count in args.entries:
@@ -299,6 +299,15 @@ def measure_search(args: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]
     ]
     heads = ["keys, queries, search", "ms", f"over {plain}", "same rows"]
     return f"Search: Q={args.width}, K=5\n\n{table(heads, rows)}", figures
+
+
+def faiss_trouble() -> str:
+    """Why FAISS is left out; empty: it is not."""
+    if find_spec("faiss") is None:
+        return "it is not installed"
+    from memory_server.index.faiss_gpu import gpu_trouble
+
+    return gpu_trouble()
 
 
 def faiss_over(keys: Tensor) -> Any:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.cli.command import Command, UsageError
+from cluster.cli.command import Command, UsageError, positive
 from cluster.cli.text import pairs, size, table
 
 if TYPE_CHECKING:
@@ -28,6 +28,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="about what repeating may take (default: 20); below 20 sizes are smaller, too",
     )
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="of the CPU; fewer than there are cores where other work runs (default: torch's own)",
+    )
     parser.add_argument("--ray", action="store_true", help="start Ray and measure its calls, too")
 
 
@@ -45,6 +51,7 @@ def _run(options: argparse.Namespace) -> int:
         seconds=options.seconds,
         directory=Path.cwd(),
         with_ray=options.ray,
+        threads=options.threads,
         say=lambda line: print(f"measuring {line}", file=sys.stderr, flush=True),
     )
     if options.out is not None:

@@ -16,7 +16,7 @@ def describe_plan(plan: Plan, proposals: Sequence[Proposal]) -> str:
     """For a person."""
     shown = [pairs(_heading(plan))]
     head = ("where", "part", "GiB", "in all, GiB")
-    shown.append(table(head, _memory_rows(plan), most=(30, 32, 12, 12), right=(2, 3)))
+    shown.append(table(head, _memory_rows(plan), most=(34, 32, 12, 12), right=(2, 3)))
     shown.append(pairs(_times(plan)))
     lines = [f"warning: {warning}" for warning in plan.warnings]
     lines.append(f"bottleneck: {plan.bottleneck}")

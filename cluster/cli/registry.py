@@ -27,6 +27,7 @@ from cluster.cli import (
     probe,
     quickstart,
     report,
+    simulate,
 )
 from cluster.cli.command import PROGRAM, Command, UsageError
 
@@ -39,6 +40,7 @@ COMMANDS: tuple[Command, ...] = (
     plan.PLAN,
     pretrain.PRETRAIN,
     *launch.COMMANDS,
+    simulate.SIMULATE,
     checkpoint.LIST,
     checkpoint.VERIFY,
     *memory.COMMANDS,

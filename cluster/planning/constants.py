@@ -123,6 +123,7 @@ class Keys:
         tabled: entries per second through the tables.
         refresh_entries, refresh: entries of a memory that was refreshed as a whole, and its
             seconds from staging to being sealed, by tables, their building included.
+        small_refresh_entries, small_refresh: the same of a memory of fewer entries.
     """
 
     hidden: int
@@ -134,6 +135,8 @@ class Keys:
     tabled: Figure
     refresh_entries: int
     refresh: Figure
+    small_refresh_entries: int
+    small_refresh: Figure
 
 
 @dataclass(frozen=True, kw_only=True)

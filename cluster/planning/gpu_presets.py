@@ -79,11 +79,10 @@ def gpu_sheet(kind: str) -> GpuSheet:
     if kind.lower() not in known:
         starting = [name for name in known.values() if name.lower().startswith(kind.lower())]
         near = starting or difflib.get_close_matches(kind, list(known.values()), n=1)
-        hint = (
-            f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known.values())}"
-        )
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(
-            f"--gpu {kind}: no such GPU in gpus.toml; {hint} For another, give its --calibration"
+            f"--gpu {kind}: {hint}known are {', '.join(known.values())}; for another, give the "
+            "--calibration of it"
         )
     name = known[kind.lower()]
     table = _file()["gpus"][name]
@@ -105,9 +104,12 @@ def efficiency() -> Efficiency:
     return Efficiency(**_file()["efficiency"])
 
 
-def training_share() -> float:
-    """Of large products' rate that a whole training step is assumed to reach."""
-    return float(_file()["training"]["share"])
+def training_share(hidden: int, *, on_gpu: bool) -> float:
+    """Of large products' rate that a whole training step of a model of this width reaches."""
+    table = _file()["training"]
+    if not on_gpu:
+        return float(table["share"])
+    return float(min(table["gpu_most"], table["gpu_share"] * (hidden / 768) ** table["gpu_power"]))
 
 
 def host_sheet(*, cores: int | None = None, memory_bytes: int | None = None) -> HostSheet:

@@ -93,6 +93,8 @@ def calibrate(
     seconds: float = DEFAULT_SECONDS,
     directory: Path,
     with_ray: bool = False,
+    threads: int | None = None,
+    processor_time: bool = False,
     say: Say = lambda line: None,
 ) -> Constants:
     """Measure this machine; blocks.
@@ -103,15 +105,35 @@ def calibrate(
             the encoder are smaller, too.
         directory: whose disk is measured; a store is written there meanwhile.
         with_ray: start Ray, too.
+        threads: that torch computes with on the CPU; None: as it is set up. Where other work runs
+            beside, fewer than there are cores: threads that wait for each other are slow then.
+        processor_time: see `Clock`; of a CPU with one thread.
         say: told what is measured next.
 
     Raises:
         ValueError: there is no such device, or no Ray where it is asked for.
     """
     where = _checked(device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        return _measured(where, seconds, directory, with_ray, processor_time, say)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measured(
+    where: torch.device,
+    seconds: float,
+    directory: Path,
+    with_ray: bool,
+    processor_time: bool,
+    say: Say,
+) -> Constants:
     free = _free(where)
     sizes = Sizes.of(where, seconds=seconds, free=min(free, psutil.virtual_memory().available))
-    clock = Clock(device=where, seconds_each=seconds / MEASUREMENTS)
+    each = seconds / MEASUREMENTS
+    clock = Clock(device=where, seconds_each=each, processor_time=processor_time)
     host = Clock(device=torch.device("cpu"), seconds_each=clock.seconds_each)
     left_out: list[str] = []
     with torch.no_grad():

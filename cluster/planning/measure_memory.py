@@ -6,8 +6,7 @@ Entries are invented, and the encoder has a new model's weights, so that nothing
 from __future__ import annotations
 
 import tempfile
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -81,12 +80,11 @@ def key_rates(clock: Clock, world: World, directory: Path, *, direct: int, table
     tables = world.factory.tables(world.weights, device, entry_tokens=length)
     assert tables is not None
     by_tables = clock.wall(partial(world.factory.from_tables(tables), many))
-    with tempfile.TemporaryDirectory(prefix=".pluglm-calibrate-", dir=directory) as name:
-        store = invented_store(Path(name) / "store", world)
-        with LocalMemory(
-            store, encoder=world.factory, weights=world.weights, device=str(device)
-        ) as memory:
-            refresh = clock.repeated(partial(_refresh, memory, world.weights))
+    few = min(len(world.tokens_NS), max(256, len(world.tokens_NS) // 16))
+    refreshes = [
+        _refreshes(clock, replace(world, tokens_NS=world.tokens_NS[:entries]), directory)
+        for entries in (few, len(world.tokens_NS))
+    ]
     return Keys(
         hidden=config.hidden_size,
         tokens=length,
@@ -96,17 +94,32 @@ def key_rates(clock: Clock, world: World, directory: Path, *, direct: int, table
         build=build,
         tabled=by_tables.inverse(len(many)),
         refresh_entries=len(world.tokens_NS),
-        refresh=refresh,
+        refresh=refreshes[1],
+        small_refresh_entries=few,
+        small_refresh=refreshes[0],
     )
 
 
-def _refresh(memory: LocalMemory, weights: dict[str, Tensor]) -> float:
+def _refreshes(clock: Clock, world: World, directory: Path) -> Figure:
+    """Seconds of refreshes of a memory of all entries of the world."""
+    device = str(clock.device)
+    with tempfile.TemporaryDirectory(prefix=".pluglm-calibrate-", dir=directory) as name:
+        store = invented_store(Path(name) / "store", world)
+        with LocalMemory(
+            store, encoder=world.factory, weights=world.weights, device=device
+        ) as memory:
+            return clock.repeated(partial(_refresh, clock, memory, world.weights))
+
+
+def _refresh(clock: Clock, memory: LocalMemory, weights: dict[str, Tensor]) -> float:
     """Seconds of one, from staging to its seal; then it is live and the old one gone."""
     before, step = memory.info().epoch, memory.info().encoder_step + 1
-    began = time.perf_counter()
+    began = clock.now()
     epoch = memory.stage(encoder_step=step, weights=weights)
     memory.wait_sealed(epoch, TIMEOUT_S)
-    spent = time.perf_counter() - began
+    spent = clock.now() - began
+    if not clock.processor_time:  # the memory knows it without the pauses of who asks
+        spent = memory.staging(epoch).seconds
     memory.activate(epoch)
     memory.release(before)
     return spent
@@ -232,10 +245,10 @@ def approximate_search(
     spent, index = [], None
     for _ in range(2):
         rows = world.rows(entries, "float32")
-        began = time.perf_counter()
+        began = clock.now()
         index = build_index(settings, rows, previous=index, recent_queries=recent)
         clock.synchronize()
-        spent.append(time.perf_counter() - began)
+        spent.append(clock.now() - began)
     assert isinstance(index, GatedIndex)
     if not index.gate.state.open:
         return f"the index {kind}: it answers exactly ({index.gate.state.reason})"

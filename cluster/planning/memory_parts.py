@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.planning import sizes
 from cluster.planning.sizes import Where
@@ -108,6 +108,9 @@ def places(
         found.append(_trainer_gpu(wanted, gpu_bytes))
     if wanted.shards_on_gpu:
         found.append(_shard_gpu(wanted, shard, gpu_bytes, refreshed=refreshed))
+    if wanted.shares_gpus:
+        parts = tuple(part for place in found for part in place.parts)
+        found = [replace(found[0], name="GPU of a trainer and shards", parts=parts)]
     found.append(_node(wanted, shard, refreshed=refreshed))
     stored = sizes.store(wanted.entries, wanted.entry_tokens, wanted.vocabulary, wanted.text_bytes)
     parameters = 0 if wanted.local else count_parameters(wanted.model)
@@ -191,6 +194,7 @@ def _node(wanted: Wanted, shard: ShardBytes, *, refreshed: bool) -> Place:
                 name="trainers' processes",
                 bytes=wanted.trainers_per_node * sizes.TRAINER_PROCESS_BYTES,
             ),
+            Part(name="libraries (page cache)", bytes=sizes.LIBRARIES_BYTES, dropped=True),
             Part(name="tokens (page cache)", bytes=tokens, dropped=True),
         ),
     )

@@ -5,7 +5,7 @@ A plan that does not fit says what is lacking; `nearest` finds what would fit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.planning.memory_parts import Place, places
 from cluster.planning.rates import Rates
@@ -113,7 +113,10 @@ def make_plan(
         refresh=refresh,
         cost=None if step is None or price is None else _cost(wanted, step, price),
         problems=problems,
-        warnings=_warnings(wanted, node, refresh, cached=cached),
+        warnings=(
+            *_warnings(wanted, node, refresh, cached=cached),
+            *([_of_exact_search(wanted, gpu, host, batch)] if wanted.approximate else []),
+        ),
         bottleneck=_bottleneck(search, step, refresh, problems),
     )
 
@@ -158,7 +161,7 @@ def _warnings(
 ) -> tuple[str, ...]:
     found = []
     memory = wanted.config.memory
-    if not cached:
+    if not cached and node.fits:
         short = (node.wished - node.usable) / GIB
         found.append(
             f"{short:,.0f} GiB of a {node.name}'s tokens do not fit into its page cache: they are "
@@ -174,12 +177,23 @@ def _warnings(
         found.append(
             f"{memory.replicas} replicas on {wanted.machines.nodes} nodes: two of a shard share one"
         )
-    if wanted.approximate:
-        found.append(
-            "an approximate index answers only while its recall is at least memory.min_recall = "
-            f"{memory.min_recall:g}; until then, and below, search is exact and as slow as that"
-        )
     return tuple(found)
+
+
+def _of_exact_search(wanted: Wanted, gpu: Rates | None, host: Rates, batch: int | None) -> str:
+    """What an approximate index's recall is worth: without it, search is exact."""
+    memory = replace(wanted.config.memory, index="flat", search_params="")
+    exact = replace(wanted, config=replace(wanted.config, memory=memory))
+    search = search_times(exact, shard_rates(exact, gpu, host), batch=batch)
+    slower = f"a search takes {search.pass_s:,.1f} s"
+    if not wanted.local:
+        step = step_times(exact, search, 0.0, gpu, host)
+        slower = f"a step takes {step.seconds:,.1f} s"
+    return (
+        "an approximate index answers only while its recall on the training's own queries is at "
+        f"least memory.min_recall = {wanted.config.memory.min_recall:g}; until then, and below, "
+        f"search is exact, and {slower}"
+    )
 
 
 def _cost(wanted: Wanted, step: StepTimes, price: float) -> Cost:

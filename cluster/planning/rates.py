@@ -138,8 +138,12 @@ def direct_units(tokens: int, hidden: int, layers: int = 0, intermediate: int = 
 def calibrated(constants: Constants) -> Rates:
     """Out of what `pluglm calibrate` measured."""
     keys = constants.keys
-    of_refresh = (keys.refresh.median - keys.build.median) / keys.refresh_entries
+    more = keys.refresh_entries - keys.small_refresh_entries
+    of_refresh = (keys.refresh.median - keys.small_refresh.median) / max(1, more)
     each = max(of_refresh, 1 / keys.tabled.median)
+    # What a refresh takes whatever its size: it builds tables on a thread that gives way.
+    build = keys.small_refresh.median - each * keys.small_refresh_entries
+    build = max(build, keys.build.median)
     # As tables_pay_from has it: a token's scalars, and a row of the table for each token.
     unit = each / (keys.tokens * (5.0 + 0.11 * keys.width))
     dtypes = sorted({search.key_dtype for search in constants.flat})
@@ -167,8 +171,7 @@ def calibrated(constants: Constants) -> Rates:
         token_s=5.0 * unit,
         number_s=0.0,
         gather_s=0.11 * unit,
-        table_s=keys.build.median
-        / build_units(keys.vocabulary, keys.tokens, keys.hidden, keys.width),
+        table_s=build / build_units(keys.vocabulary, keys.tokens, keys.hidden, keys.width),
         direct_s=1 / keys.direct.median / direct_units(keys.tokens, keys.hidden),
         products={product.dtype: product.square.median for product in constants.products},
         disk_bytes_per_s=disk.median,

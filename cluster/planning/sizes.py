@@ -22,11 +22,15 @@ from model.config import PlugLMConfig
 from model.key_tables import has_tables, tables_bytes
 
 GIB = 1 << 30
-# A process that has imported torch and what a shard needs: resident, without shared libraries'
-# pages that its neighbours share. Measured by benchmarks/plan_check.py.
-PROCESS_BYTES = 330 << 20
+# A process that has imported torch and what a shard needs: its own, and the libraries' pages, which
+# all processes of a node share. Measured by benchmarks/plan_check.py.
+PROCESS_BYTES = 270 << 20
+LIBRARIES_BYTES = 150 << 20
 # CUDA's context and cuBLAS's workspace in each process on a GPU. Assumed, not measured here.
 CUDA_PROCESS_BYTES = 700 << 20
+# The peak of benchmarks/training_step.py less its weights, gradients and memory (H=256, float32,
+# CPU), over the tensors that `activations` counts: what is made and freed on the way.
+ACTIVATIONS_PEAK = 1.25
 WEIGHTS_COPIES = 2  # that a shard has of the published key weights while it makes keys
 TRAINER_PROCESS_BYTES = 2 * GIB  # of a trainer on its host: torch, DeepSpeed, data. Assumed.
 
@@ -73,10 +77,18 @@ def codes(rows: int, width: int, settings: IndexSettings, *, on_gpu: bool) -> Wh
     of each row, which stays on the host."""
     if settings.kind == FLAT:
         return Where()
-    from memory_server.index.faiss_presets import recipe_for
+    from memory_server.index.faiss_presets import inverted_lists, recipe_for
 
-    lists = recipe_for(settings, rows=rows, width=width).lists
-    whole = expected_index_bytes(settings, rows=rows, width=width) + 2 * 4 * lists * width
+    recipe = recipe_for(settings, rows=rows, width=width)
+    lists = inverted_lists(recipe.factory)
+    # `expected_index_bytes` is an upper bound: FAISS counts the list in a row's code, and the
+    # list of each row is kept only where rows can be put into lists (not of 4-bit codes).
+    beside = -(-max(0, lists - 1).bit_length() // 8) + (4 if recipe.short_codes else 0)
+    whole = (
+        -beside * rows
+        + expected_index_bytes(settings, rows=rows, width=width)
+        + 2 * 4 * lists * width
+    )
     return Where(device=whole, host=0) if not on_gpu else Where(device=whole, host=4 * rows)
 
 
@@ -155,4 +167,5 @@ def activations(
     of_entries = entries * hidden * (8 if config.value_pooling == "tokens" else 5)
     masked = count * masked_share
     logits = masked * config.vocab_size * (number + 4 + 4)
-    return Where(device=int(number * (count * per_token + of_entries) + logits))
+    counted = number * (count * per_token + of_entries) + logits
+    return Where(device=int(ACTIVATIONS_PEAK * counted))

@@ -19,20 +19,27 @@ class Clock:
 
     Attributes:
         seconds_each: after which no call is repeated, beyond the fewest.
+        processor_time: seconds are of this process's threads on processors, not of the wall: for
+            one thread beside other work.
     """
 
     device: torch.device
     seconds_each: float
+    processor_time: bool = False
+
+    def now(self) -> float:
+        """Seconds from some moment on."""
+        return time.process_time() if self.processor_time else time.perf_counter()
 
     def wall(self, call: Callable[[], object]) -> Figure:
         """Seconds until the call's work is done, as a caller waits for it."""
 
         def once() -> float:
             self.synchronize()
-            began = time.perf_counter()
+            began = self.now()
             call()
             self.synchronize()
-            return time.perf_counter() - began
+            return self.now() - began
 
         return self.repeated(once)
 

@@ -100,13 +100,10 @@ class RefreshTimes:
 
 def shard_rates(wanted: Wanted, gpu: Rates | None, host: Rates) -> Rates:
     """Of what one shard has to itself while all work."""
-    memory = wanted.config.memory
     if wanted.shards_on_gpu:
         assert gpu is not None
         return gpu
-    cores = wanted.machines.cores
-    used = min(cores, wanted.shards_per_node * memory.threads_per_shard)
-    return host.with_threads(used / wanted.shards_per_node)
+    return host.with_threads(wanted.threads_per_shard)
 
 
 def search_times(wanted: Wanted, rates: Rates, *, batch: int | None = None) -> SearchTimes:
@@ -163,7 +160,8 @@ def step_times(
         threads = min(wanted.machines.cores, wanted.trainers_per_node * runtime.threads_per_trainer)
         on_node = host.with_threads(threads).products
         rate = on_node.get(number, on_node["float32"]) * wanted.machines.nodes
-    compute_s = wanted.step_s if wanted.step_s is not None else flops / (rate * training_share())
+    share = training_share(model.hidden_size, on_gpu=wanted.trains_on_gpu)
+    compute_s = wanted.step_s if wanted.step_s is not None else flops / (rate * share)
     reduce_s = 0.0
     if wanted.machines.nodes > 1:
         # A ring over the nodes sends and receives every gradient twice; from stage 2 on each pass.
@@ -230,9 +228,7 @@ def refresh_times(
         tokens, model.hidden_size, model.entry_encoder_layers, model.intermediate_size
     )
     # On a CPU one process of a node builds the tables, with its own threads.
-    builder = (
-        rates if on_gpu else host.with_threads(min(memory.threads_per_shard, wanted.machines.cores))
-    )
+    builder = rates if on_gpu else host.with_threads(wanted.threads_per_shard)
     one_key = rates.key_seconds(tokens, width) if by_tables else direct
     held = sizes.tokens(wanted.rows, tokens, wanted.vocabulary) * wanted.shards_per_node
     published = 0.0

@@ -125,15 +125,30 @@ class Wanted:
         return -(-self.actors // self.shards_per_gpu)
 
     @property
+    def shares_gpus(self) -> bool:
+        """Whether shards have what trainers leave of their GPUs."""
+        share = self.config.runtime.gpus_per_trainer
+        return self.trains_on_gpu and self.shards_on_gpu and share < 1
+
+    @property
     def shards_per_gpu(self) -> int:
         share = self.config.memory.gpus_per_shard
-        return max(1, math.floor(1 / share + 1e-9)) if share else 0
+        room = 1 - self.config.runtime.gpus_per_trainer if self.shares_gpus else 1.0
+        return max(1, math.floor(room / share + 1e-9)) if share else 0
 
     @property
     def shards_per_node(self) -> int:
         """On the node that has most, as `memory.placement` deals them."""
         nodes = self.machines.nodes
         return -(-self.actors // nodes) if self.config.memory.placement == "spread" else self.actors
+
+    @property
+    def threads_per_shard(self) -> float:
+        """Cores that a shard on a CPU has to itself while all of its node work."""
+        if self.local:
+            return self.machines.cores
+        wished = self.shards_per_node * self.config.memory.threads_per_shard
+        return min(self.machines.cores, wished) / self.shards_per_node
 
     @property
     def trainers_per_node(self) -> int:
@@ -190,6 +205,9 @@ def placed(wanted: Wanted, *, shards_on: str, trainers: int | None = None) -> Wa
         "threads_per_shard": threads,
     }
     runtime: dict[str, Any] = {"trainers": count, "micro_batch_size": micro}
+    if not machines.gpus:
+        each_node = -(-count // machines.nodes)
+        runtime["threads_per_trainer"] = max(1, machines.cores // 2 // each_node)
     return replace(
         wanted,
         config=replace(

@@ -50,7 +50,8 @@ def test_shipped_configurations_load_and_come_back_equal(path: Path) -> None:
 
 
 def test_the_shipped_configurations_are_found() -> None:
-    assert {"quickstart", "synthetic", "pluglm-base"} <= {path.stem for path in CONFIGS}
+    found = {path.stem for path in CONFIGS}
+    assert {"quickstart", "synthetic", "pluglm-base", "pluglm-base-1b"} <= found
 
 
 def test_pluglm_base_has_the_papers_numbers() -> None:

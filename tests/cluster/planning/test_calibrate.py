@@ -119,7 +119,7 @@ def test_the_command_shows_and_writes(
     written = Constants.read(tmp_path / "machine.json")
     assert written.name in out
     assert "float32 products" in out
-    assert "the index ivf: 2,048 entries are too few" in out
+    assert "the index ivf: 512 entries are too few" in out
     assert "measuring exact search of 256 keys held as int8" in err
     assert [path.name for path in tmp_path.iterdir()] == ["machine.json"]
 
