@@ -1,11 +1,11 @@
 """The wheel, built from the committed state and used where no checkout is: seconds and size.
 
-`pip wheel . --no-deps --no-build-isolation` in a clone, `pip install --no-deps` into a fresh virtual
-environment, and there `pluglm --help` and `pluglm pretrain CONFIG --check` with the configurations
-of the wheel. The packages that PlugLM needs are not installed again: the environment that runs this
-lends them through a .pth file, which does not lend its editable install of the checkout. (A
-virtual environment made with --system-site-packages inside another one would see the packages of
-the Python below both, so that alone would not do.)
+`pip wheel . --no-deps --no-build-isolation` in a clone, `pip install --no-deps` into a fresh
+virtual environment, and there `pluglm --help` and `pluglm pretrain CONFIG --check` with the
+configurations of the wheel. The packages that PlugLM needs are not installed again: the environment
+that runs this lends them through a .pth file, which does not lend its editable install of the
+checkout. (A virtual environment made with --system-site-packages inside another one sees the
+packages of the Python below both, so that alone would not do.)
 """
 
 from __future__ import annotations
