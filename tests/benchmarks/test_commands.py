@@ -59,7 +59,8 @@ def test_help_says_what_is_measured_and_is_in_the_documents(
     first_line = (FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines()[0]
     assert first_line.strip('"') in printed
     assert "--json" in printed
-    documents = (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    pages = (REPOSITORY / "docs").glob("*.md")
+    documents = "".join(page.read_text(encoding="utf-8") for page in pages)
     assert f"python benchmarks/{name}.py" in documents
 
 
