@@ -15,7 +15,10 @@ from tests.cluster.tiny_run import make_tiny_run
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "benchmarks"
-SHARED = {"harness", "invented", "records", "recovery_watch", "served", "suite", "watch"}
+SHARED = {
+    "harness", "invented", "records", "recovery_watch", "served", "simulation_parts",
+    "simulation_whole", "suite", "watch",
+}  # fmt: skip
 COMMANDS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 
 
@@ -86,6 +89,7 @@ def test_steps_that_count_reads_are_compared_with_steps_that_do_not(tmp_path: Pa
     assert 0 < found["in_the_counter_ms"]["median"] < found["counted_ms"]["median"]
 
 
+@pytest.mark.long
 @pytest.mark.multiprocess
 def test_trainers_together_are_compared_with_trainers_alone(tmp_path: Path) -> None:
     words = ["--trainers", "1", "2", "--batch", "2", "--steps", "2", "--warmup", "1"]
