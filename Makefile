@@ -1,7 +1,7 @@
 # make quickstart   set everything up and run the main job on the embedded corpus
 # make test         set everything up and run the tests
+# make docs         set everything up and write docs/reference out of the program
 # make lint         set everything up and run ruff, mypy and the import check
-# make docs         write docs/reference from the code
 #
 # PYTHON=python3.12     which Python makes the environment (3.11 or newer)
 # EXTRA=cpu|gpu         which packages; by default gpu where nvidia-smi answers
@@ -12,6 +12,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 EXTRA := $(or $(EXTRA),$(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu))
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 TEST_PROCESSES ?= 2
 
 VENV := .venv
@@ -25,7 +26,7 @@ ifeq ($(filter $(EXTRA),cpu gpu),)
 $(error EXTRA=$(EXTRA) is not known: give EXTRA=cpu or EXTRA=gpu)
 endif
 
-.PHONY: setup quickstart test lint docs clean
+.PHONY: setup quickstart test docs bench-check lint clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -54,14 +55,17 @@ quickstart: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_ARGS)
 
+docs: $(STAMP)
+	$(BIN)/python -m cluster.reference
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES)
 	$(BIN)/lint-imports
 
-docs: $(STAMP)
-	$(BIN)/python -m cluster.reference
+bench-check: $(STAMP)
+	$(BIN)/python benchmarks/check.py $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

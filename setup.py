@@ -17,7 +17,12 @@ setup(
     ],
     # The TOML files of the checkout are the installed command's presets.
     package_dir={"cluster.configs": "configs"},
-    package_data={**{name: ["py.typed"] for name in PACKAGES}, "cluster.configs": ["*.toml"]},
+    package_data={
+        **{name: ["py.typed"] for name in PACKAGES},
+        "cluster.configs": ["*.toml"],
+        "cluster.planning": ["*.toml"],
+        "cluster.simulation": ["*.json"],
+    },
     entry_points={"console_scripts": ["pluglm = cluster.cli:main"]},
     install_requires=[
         "accelerate>=1.1",
@@ -47,9 +52,11 @@ setup(
         # Ray exports metrics to Prometheus only with its own extra.
         "metrics": ["ray[default]>=2.50"],
         "onnx": ["onnx>=1.18", "onnxscript>=0.5"],
+        "simulation": ["simpy>=4.1"],
         "dev": [
             "hypothesis",
             "import-linter",
+            "matplotlib",
             "mypy",
             "onnx",
             "onnxruntime",
@@ -58,6 +65,7 @@ setup(
             "pytest-xdist",
             "ruff",
             "selenium",
+            "simpy",
         ],
     },
 )

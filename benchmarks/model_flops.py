@@ -128,7 +128,6 @@ def main() -> None:
     facts = begin()
     if args.device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name()
-        torch.backends.cuda.matmul.allow_tf32 = True
         print(facts["gpu"])
     torch.set_num_threads(args.threads)
     peak, source = peak_tflops(args.device, args.peak_tflops)

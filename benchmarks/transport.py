@@ -68,6 +68,7 @@ class Prepared:
         epoch: int | None = None,
         wait_s: float = 0.0,
         exact: bool = False,
+        domains: Any = None,
     ) -> ShardReply:
         return self._replies[len(queries_BQ)]
 

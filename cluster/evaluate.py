@@ -16,6 +16,7 @@ from cluster.trained_model import TrainedModel, load_trained_model
 from memory_server.local import LocalMemory
 from memory_server.store.store import Store
 from trainer.evaluate import evaluation_report
+from trainer.reads.summary import counted_in, training_usage
 from trainer.task import CorpusTask
 from trainer.usage import usage_report
 
@@ -55,14 +56,25 @@ def evaluate_model(
 
 
 def memory_usage(
-    config: PretrainConfig, model: Path, *, say: Callable[[str], None] = lambda _: None
+    config: PretrainConfig,
+    model: Path,
+    *,
+    run: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """How a trained model uses its memory on held-out text; blocks.
 
     Args and errors as of `evaluate_model`.
 
+    Args:
+        run: the run's directory, whose newest checkpoint tells how training used the memory.
+
     Returns:
-        See `trainer.usage.usage_report`.
+        See `trainer.usage.usage_report`; `training`, where the run counted reads, see
+        `trainer.reads.summary.training_usage`.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
     """
     with _opened(config, model, say, ()) as (trained, memory, task, store):
 
@@ -71,7 +83,7 @@ def memory_usage(
             return {i: found.domain for i, found in entries_by_id(store, manifest, ids).items()}
 
         say("reading held-out text ...")
-        return usage_report(
+        told = usage_report(
             trained.model,
             memory,
             task.heldout(config),
@@ -79,6 +91,9 @@ def memory_usage(
             device=trained.device,
             domains_of=domains_of,
         )
+        if run is not None and (counted := counted_in(run)) is not None:
+            told["training"] = training_usage(*counted, memory, domains_of=domains_of)
+        return told
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,14 +93,17 @@ def joined_ray(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def attached(name: str, address: str) -> Iterator[RayMemory]:
+def attached(name: str, address: str, *, domains: Collection[str] = ()) -> Iterator[RayMemory]:
     """A running memory server, found by its name; it goes on when the block ends.
 
+    Args:
+        domains: only their entries are read; none named: those of all that are plugged.
+
     Raises:
-        LaunchError: no Ray. CoordinatorLost: it has no memory of this name.
+        LaunchError: no Ray. CoordinatorLost: it has no memory of this name. UnknownDomain.
     """
     with joined_ray(address):
-        memory = RayMemory.attach(name)
+        memory = RayMemory.attach(name, domains=domains)
         try:
             yield memory
         finally:

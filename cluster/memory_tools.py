@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -36,6 +36,7 @@ def nearest_entries(
     *,
     k: int,
     exclude_document: int | None = None,
+    domains: Collection[str] = (),
     device: str = "auto",
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Hit]:
@@ -47,6 +48,7 @@ def nearest_entries(
         sentence: text; [MASK] stands for the tokenizer's mask token.
         k: most entries to return.
         exclude_document: id of a document whose entries are left out.
+        domains: only their entries; none named: those of all that are plugged.
         device: "auto", "cpu" or "cuda".
         say: told what is going on.
 
@@ -56,14 +58,15 @@ def nearest_entries(
     Raises:
         ConfigError: a sentence or k that cannot work, or a model that does not fit.
         TokenizerMismatch: the entries are another tokenizer's. StoreError: no usable store.
+        UnknownDomain: one of them is not plugged; names those that are.
     """
-    entries = Store.open(store).manifest().entries
+    entries = sum(ref.live for ref in Store.open(store).manifest().of_domains(domains))
     _check_k(k, entries, str(store))
     _check_document(exclude_document)
     trained = load_trained_model(model, device=chosen_device(device))
     tokens_1T = sentence_tokens(trained, sentence)
     say(f"computing the keys of {entries:,} entries ...")
-    with trained.memory(store) as memory:
+    with trained.memory(store, domains=domains) as memory:
         return _search(trained, memory, tokens_1T, k, exclude_document)
 
 

@@ -59,9 +59,10 @@ def shard_actors(config: PretrainConfig) -> int:
 
 
 def gpus_needed(config: PretrainConfig, device: str) -> float:
-    """GPUs that trainers (a whole one each) and shards reserve."""
-    trainers = config.runtime.trainers if device == "cuda" else 0
-    return trainers + shard_actors(config) * config.memory.gpus_per_shard
+    """GPUs that trainers and shards reserve."""
+    runtime, memory = config.runtime, config.memory
+    trainers = runtime.trainers * runtime.gpus_per_trainer if device == "cuda" else 0.0
+    return trainers + shard_actors(config) * memory.gpus_per_shard
 
 
 def check_gpus(config: PretrainConfig, device: str, gpus: int) -> None:
@@ -70,13 +71,14 @@ def check_gpus(config: PretrainConfig, device: str, gpus: int) -> None:
     Raises:
         ConfigError: trainers and shards need more GPUs than there are.
     """
-    needed = gpus_needed(config, device)
+    needed = round(gpus_needed(config, device), 4)  # as finely as Ray counts
     if needed > gpus:
         raise ConfigError(
-            f"{config.runtime.trainers} trainers on {device} and {config.memory.shards} shards "
-            f"with memory.gpus_per_shard = {config.memory.gpus_per_shard:g} need {needed:g} GPUs, "
-            f'but there are {gpus}; lower runtime.trainers, or set runtime.device = "cpu" or '
-            "memory.gpus_per_shard = 0"
+            f"{config.runtime.trainers} trainers on {device} (runtime.gpus_per_trainer = "
+            f"{config.runtime.gpus_per_trainer:g}) and {shard_actors(config)} actors of shards "
+            f"(memory.gpus_per_shard = {config.memory.gpus_per_shard:g}) need {needed:g} GPUs, but "
+            f"there are {gpus}; lower runtime.trainers or the shares, or set runtime.device = "
+            '"cpu" or memory.gpus_per_shard = 0'
         )
 
 

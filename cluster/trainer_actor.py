@@ -124,7 +124,7 @@ def trainer_gang(
 
     Args:
         runtime: how many trainers, with how many threads.
-        on_gpu: one GPU for each.
+        on_gpu: a share of a GPU (`gpus_per_trainer`) for each.
         loopback: the whole of Ray is on this machine's loopback interface.
         timeout_s: how long to wait for room.
 
@@ -134,7 +134,7 @@ def trainer_gang(
     place = on_nodes_with(runtime.node_resource)
     bundle = {
         "CPU": float(runtime.threads_per_trainer),
-        **({"GPU": 1.0} if on_gpu else {}),
+        **({"GPU": runtime.gpus_per_trainer} if on_gpu else {}),
         **place,
     }
     group = placement_group([bundle] * runtime.trainers, strategy="PACK")

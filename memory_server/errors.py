@@ -38,7 +38,9 @@ class DuplicateEntry(MemoryServerError):
 
 
 class UnknownEntry(MemoryServerError):
-    """No live entry has this id."""
+    """No live entry has this id; `ids` are all of those that were asked for in vain."""
+
+    ids: tuple[int, ...] = ()
 
 
 class UnknownEpoch(MemoryServerError):

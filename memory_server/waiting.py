@@ -43,8 +43,10 @@ def in_order(ids: Sequence[int], found: Sequence[Entry]) -> list[Entry]:
     by_id = {entry.id: entry for entry in found}
     unknown = [int(entry_id) for entry_id in ids if int(entry_id) not in by_id]
     if unknown:
-        raise UnknownEntry(
+        error = UnknownEntry(
             f"{len(unknown)} of {len(ids)} ids are not live entries: "
             f"{', '.join(str(i) for i in unknown[:5])}{', …' if len(unknown) > 5 else ''}"
         )
+        error.ids = tuple(unknown)
+        raise error
     return [by_id[int(entry_id)] for entry_id in ids]

@@ -150,6 +150,7 @@ class MemoryLayer(nn.Module):
             key_BKQ=entries.keys_BKQ,
             retrieved=entries.retrieved,
             attention_BATK=attention,
+            asking_BT=rows.mask_BT if output_attention else None,
         )
         return self.LayerNorm(out), retrieval
 

@@ -174,6 +174,7 @@ def _finish(
 def _joined(parts: Sequence[LayerRetrieval]) -> LayerRetrieval:
     answers = [part.retrieved for part in parts]
     attention = [part.attention_BATK for part in parts if part.attention_BATK is not None]
+    asking = [part.asking_BT for part in parts if part.asking_BT is not None]
     return LayerRetrieval(
         layer=parts[0].layer,
         query_BQ=torch.cat([part.query_BQ for part in parts]),
@@ -183,14 +184,16 @@ def _joined(parts: Sequence[LayerRetrieval]) -> LayerRetrieval:
             tokens=torch.cat([answer.tokens for answer in answers]),
             doc_ids=torch.cat([answer.doc_ids for answer in answers]),
         ),
-        attention_BATK=_joined_attention(attention),
+        attention_BATK=_joined_padded(attention, dim=2),
+        asking_BT=_joined_padded(asking, dim=1),
     )
 
 
-def _joined_attention(parts: Sequence[Tensor]) -> Tensor | None:
-    """[B,A,P,K] where chunks may have another longest P: padded with zeros."""
+def _joined_padded(parts: Sequence[Tensor], *, dim: int) -> Tensor | None:
+    """Joined along the batch; chunks may have another longest P at `dim`, padded with zeros."""
     if not parts:
         return None
-    longest = max(part.shape[2] for part in parts)
-    padded = [nn.functional.pad(p, (0, 0, 0, longest - p.shape[2])) for p in parts]
+    longest = max(part.shape[dim] for part in parts)
+    behind = (0, 0) * (parts[0].ndim - 1 - dim)
+    padded = [nn.functional.pad(p, (*behind, 0, longest - p.shape[dim])) for p in parts]
     return torch.cat(padded)

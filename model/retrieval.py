@@ -44,6 +44,7 @@ class LayerRetrieval:
         retrieved: the memory's answer.
         attention_BATK: share of each entry in each position's and head's knowledge attention (an
             entry's tokens summed), only when asked for. A is 1 for sentence-level attention.
+        asking_BT: bool, which of these positions are tokens whose output is computed; beside it.
     """
 
     layer: int
@@ -51,6 +52,7 @@ class LayerRetrieval:
     key_BKQ: Tensor
     retrieved: RetrievedEntries
     attention_BATK: Tensor | None = None
+    asking_BT: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,37 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def max_over_ranks(tensor: Tensor) -> Tensor:
+    """The largest of all ranks, in place; collective; no gradient."""
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def gather_integers(values: Tensor, device: torch.device) -> list[Tensor]:
+    """Bring every rank's integers to rank 0; collective.
+
+    Args:
+        values: int64 [n] on the host; n may differ from rank to rank.
+        device: of the process group's tensors.
+
+    Returns:
+        On rank 0 those of all ranks in their order, on the host; elsewhere nothing.
+    """
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    sizes = torch.zeros(ranks, dtype=torch.int64, device=device)
+    sizes[rank] = len(values)
+    dist.all_reduce(sizes)
+    lengths = [int(size) for size in sizes.tolist()]
+    padded = torch.zeros(max(lengths), dtype=torch.int64, device=device)
+    padded[: len(values)] = values.to(device)
+    if rank:
+        dist.gather(padded)
+        return []
+    received = [torch.empty_like(padded) for _ in range(ranks)]
+    dist.gather(padded, received)
+    return [own[:length].cpu() for own, length in zip(received, lengths, strict=True)]
+
+
 def barrier() -> None:
     """Wait until every rank is here."""
     dist.barrier()

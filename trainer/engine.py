@@ -73,7 +73,9 @@ class TrainingEngine:
         nn.Module.to(model, self.device)
         model.share_statistics()
         if runtime.activation_checkpointing:
-            model.activation_checkpointing_enable()
+            # transformers renamed it on the way; the older name is the only one of some versions.
+            newer = getattr(model, "activation_checkpointing_enable", None)
+            (newer or model.gradient_checkpointing_enable)()
         # What DeepSpeed does not wrap, and where it neither scales the loss nor tells the norm.
         self._bare = runtime.zero_stage == 0 and runtime.precision == "fp32"
         optimizer = make_optimizer(model, settings.optim)

@@ -10,6 +10,7 @@ from trainer.corpus.tokenizer import load_tokenizer
 from trainer.evaluate import evaluation_report
 from trainer.export import read_exported, write_json
 from trainer.job import TrainJob
+from trainer.reads.summary import counted_in, training_usage
 from trainer.samples import make_samples
 from trainer.usage import usage_report
 
@@ -40,6 +41,8 @@ def evaluate_run(job: TrainJob) -> dict[str, Any]:
         k=settings.memory.top_k,
         device=job.device,
     )
+    if settings.logging.memory_usage and (counted := counted_in(job.run_dir)) is not None:
+        usage["training"] = training_usage(*counted, job.memory)
     write_json(job.run_dir / "usage.json", usage)
     samples: list[dict[str, Any]] = []
     if settings.evaluate.samples:

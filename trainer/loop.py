@@ -33,6 +33,9 @@ from trainer.job import TrainJob, TrainOutcome
 from trainer.lost_shards import LostShards
 from trainer.meters import RunningMeans, StepTimer
 from trainer.metrics import MetricsWriter
+from trainer.reads.counter import ReadCounter
+from trainer.reads.files import read_counted
+from trainer.reads.shares import reads_of
 from trainer.saving import CheckpointSaver
 from trainer.searching import MemoryLookup
 from trainer.settings import TrainSettings
@@ -132,6 +135,7 @@ class _Run:
             say=control.say,
             drift=self.drift,
         )
+        self.reads = self._read_counter() if settings.logging.memory_usage else None
         self.saver = CheckpointSaver(
             job.run_dir,
             settings,
@@ -143,6 +147,7 @@ class _Run:
             saved_step=start.step if job.checkpoint is not None else -1,
             corpus_fingerprint=start.corpus_fingerprint,
             beat=control.beat,
+            reads=self.reads,
         )
         self.skipped = SkippedSteps(
             self.engine,
@@ -169,6 +174,17 @@ class _Run:
         if self.job.checkpoint is not None:
             return checkpoints.read_key_weights(self.job.checkpoint)
         return self.engine.key_weights()
+
+    def _read_counter(self) -> ReadCounter:
+        checkpoint = self.job.checkpoint
+        return ReadCounter(
+            self.job.memory,
+            rank=self.rank,
+            ranks=self.settings.runtime.trainers,
+            device=self.engine.device,
+            since_step=self.step,
+            counted=None if checkpoint is None or self.rank else read_counted(checkpoint),
+        )
 
     def close(self) -> None:
         """Let go of the memory's epoch."""
@@ -261,7 +277,7 @@ class _Run:
         everywhere = sum_over_ranks(labelled.clone())
         parts = self.settings.runtime.trainers * len(batches)
         denominator = (everywhere / parts).clamp(min=1.0).float()
-        losses, noted = [], []
+        losses, noted, reads = [], [], []
         for batch in batches:
             excluded_B = self._excluded(batch)
             warming = self.step < optim.retrieval_warmup_steps and batch.positive_tokens is not None
@@ -276,9 +292,12 @@ class _Run:
                 retrieval_loss_weight=optim.retrieval_loss_weight,
                 retrieval_temperature=optim.retrieval_temperature,
                 loss_denominator=denominator,
+                output_attention=self.reads is not None,
                 retrieval_chunks=self.settings.runtime.retrieval_chunks,
             )
             self.engine.step()
+            if self.reads is not None:
+                reads += reads_of(output.retrievals)
             noted.append(self._numbers(batch, output, denominator, excluded_B))
             losses.append(output.loss.detach())
         self.step += 1
@@ -287,6 +306,8 @@ class _Run:
         if not self.skipped.after(self.step, torch.stack(losses)):
             for weight, values in chain.from_iterable(noted):
                 self.means.add(weight=weight, **values)
+            if self.reads is not None:
+                self.reads.add(reads)
 
     def _excluded(self, batch: TrainBatch) -> Tensor:
         """Which sequences must do without their own document, bool [B].
@@ -375,6 +396,8 @@ class _Run:
         missing = int(sum_over_ranks(taken))
         if missing:
             line["searches_missing_shards"] = missing
+        if self.reads is not None:
+            line |= self.reads.figures(self.follower.content_version)
         self._record("train", self.step, **line)
         self.control.report(line)
 

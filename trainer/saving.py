@@ -17,6 +17,8 @@ from trainer.distributed import first_failure, sum_over_ranks
 from trainer.engine import TrainingEngine
 from trainer.errors import CheckpointError, CheckpointRefused, TrainingError
 from trainer.follower import MemoryFollower
+from trainer.reads.counter import ReadCounter
+from trainer.reads.files import Counted, write_counted
 from trainer.settings import TrainSettings
 
 
@@ -37,6 +39,7 @@ class CheckpointSaver:
         corpus_fingerprint: str = "",
         patience_s: float = 60.0,
         beat: Callable[[], None] = lambda: None,
+        reads: ReadCounter | None = None,
     ) -> None:
         """Nothing is written yet.
 
@@ -50,11 +53,12 @@ class CheckpointSaver:
             corpus_fingerprint: of the corpus that is trained on.
             patience_s: how long rank 0 looks for what the other ranks wrote.
             beat: called between the parts of the work, to show that it goes on.
+            reads: counts what is read of the memory; None: nobody does.
         """
         self._run_dir, self._settings, self._config = run_dir, settings, resolved_config
         self._rank, self._engine, self._follower = rank, engine, follower
         self._record, self._patience_s, self._beat = record, patience_s, beat
-        self._corpus_fingerprint = corpus_fingerprint
+        self._corpus_fingerprint, self._reads = corpus_fingerprint, reads
         self.saved_step = saved_step
 
     def save(self, step: int, cursor: Cursor) -> None:
@@ -73,7 +77,8 @@ class CheckpointSaver:
         self._check_finite(step)
         temporary = checkpoints.temporary_path(self._run_dir, step)
         self._together(step, lambda: self._lead(lambda: checkpoints.begin(self._run_dir, step)))
-        self._together(step, lambda: self._write(temporary))
+        counted = None if self._reads is None else self._reads.counted()
+        self._together(step, lambda: self._write(temporary, counted))
         counters = self._engine.counters()
         self._together(step, lambda: self._lead(lambda: self._commit(step, cursor, counters)))
         self.saved_step = step
@@ -82,10 +87,12 @@ class CheckpointSaver:
         seconds = time.perf_counter() - started
         self._record("checkpoint", step, seconds=seconds, path=str(path))
 
-    def _write(self, temporary: Path) -> None:
+    def _write(self, temporary: Path, counted: Counted | None) -> None:
         checkpoints.wait_for_directory(temporary, self._rank, patience_s=self._patience_s)
         written = self._engine.save(temporary)
         written.files.update(checkpoints.write_rng(temporary, self._rank))
+        if counted is not None:
+            written.files.update(write_counted(temporary, counted))
         checkpoints.write_part(temporary, self._rank, written)
 
     def _commit(self, step: int, cursor: Cursor, counters: dict[str, Any]) -> None:

@@ -255,6 +255,11 @@ class LoggingSettings:
     wandb_project: str = documented("pluglm", "Project in Weights & Biases.")
     log_every_steps: int = documented(10, "Optimizer steps between lines of metrics.", minimum=1)
     progress: bool = documented(True, "Show a progress bar.")
+    memory_usage: bool = documented(
+        True,
+        "Count how often training reads which of the memory's entries; bounded, kept in "
+        "checkpoints, told in the metrics and the report.",
+    )
 
     def __post_init__(self) -> None:
         check_section(self)

@@ -119,11 +119,16 @@ _LISTS = {
 def describe_bounds(metadata: Mapping[str, Any]) -> str:
     """The allowed range in words; empty when nothing bounds the field."""
     if "minimum" in metadata and "maximum" in metadata:
-        return f"from {metadata['minimum']:.15g} to {metadata['maximum']:.15g}"
+        return f"from {_in_full(metadata['minimum'])} to {_in_full(metadata['maximum'])}"
     words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
     return " and ".join(
-        f"{word} {metadata[bound]:.15g}" for bound, word in words.items() if bound in metadata
+        f"{word} {_in_full(metadata[bound])}" for bound, word in words.items() if bound in metadata
     )
+
+
+def _in_full(bound: float) -> str:
+    # A large whole number is an exact limit, such as that of a seed; 4.29497e+09 is not.
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def shown(value: Any) -> str:

@@ -38,6 +38,14 @@ class RuntimeSettings:
     node_resource: str = documented(
         "", "Custom resource of Ray that a node must have to run trainers; empty: any node."
     )
+    gpus_per_trainer: float = documented(
+        1.0,
+        "Share of a GPU that each trainer reserves, where they run on GPUs; below 1 the rest is "
+        "for shards (memory.gpus_per_shard). More than half where there are several trainers: NCCL "
+        "needs a GPU of its own for each.",
+        above=0,
+        maximum=1,
+    )
     threads_per_trainer: int = documented(1, "CPU threads of each trainer.", minimum=1)
     retrieval_chunks: int = documented(
         1,
@@ -65,6 +73,11 @@ class RuntimeSettings:
 
     def __post_init__(self) -> None:
         check_section(self)
+        if self.trainers > 1 and self.gpus_per_trainer <= 0.5:
+            raise ConfigError(
+                f"runtime.gpus_per_trainer = {self.gpus_per_trainer:g}: {self.trainers} trainers "
+                "need more than 0.5 each, as two must not meet on one GPU (NCCL refuses that)"
+            )
         for key, given, least in (
             ("offload_optimizer", self.offload_optimizer, 3 if self._nvme_optimizer else 1),
             ("offload_parameters", self.offload_parameters, 3),

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from memory_server.api import Entry, Memory, Retrieved
 from model import PlugLMForMaskedLM
 from trainer.data.stream import TrainBatch
+from trainer.reads.shares import entry_shares
 
 _MOST_USED = 10
 _LOOKED_AT = 512  # the most used entries, whose nearest neighbours are searched
@@ -72,10 +73,8 @@ def usage_report(
             output_attention=True,
         )
         for retrieval in output.retrievals or ():
-            assert retrieval.attention_BATK is not None
             layer = layers.setdefault(retrieval.layer, _Layer())
-            shares_BK = _shares(retrieval.attention_BATK, there.attention_mask)
-            _count(layer, retrieval.retrieved.ids, shares_BK)
+            _count(layer, retrieval.retrieved.ids, entry_shares(retrieval))
     info = memory.info()
     total: Counter[int] = Counter()
     for layer in layers.values():
@@ -98,15 +97,6 @@ def usage_report(
         "by_source": _by(total, lambda i: entries[i].source if i in entries else None),
         "alike": _alike(model, memory, [entries[i] for i in ids[:_LOOKED_AT] if i in entries]),
     }
-
-
-def _shares(attention_BATK: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean share of each entry over heads and tokens, [B,K]."""
-    over_heads_BTK = attention_BATK.float().mean(1)
-    if over_heads_BTK.shape[1] == 1:
-        return over_heads_BTK.squeeze(1)
-    weights_BT1 = (mask_BT / mask_BT.sum(1, keepdim=True)).unsqueeze(-1)
-    return (over_heads_BTK * weights_BT1).sum(1)
 
 
 def _count(layer: _Layer, ids_BK: Tensor, shares_BK: Tensor) -> None:

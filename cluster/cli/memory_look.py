@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.cli.command import Command, UsageError, positive
+from cluster.cli.command import Command, UsageError, domain_names, positive
 from cluster.cli.memory_options import (
     STORE_HELP,
     add_json,
@@ -131,6 +131,13 @@ def _search_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out this document's entries (--json shows the ids)",
     )
     parser.add_argument(
+        "--domains",
+        type=domain_names,
+        default=(),
+        metavar="A,B",
+        help="search only the entries of these domains (default: of all that are plugged)",
+    )
+    parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
@@ -163,6 +170,7 @@ def _from_store(options: argparse.Namespace) -> list[Hit]:
             options.sentence,
             k=options.k,
             exclude_document=options.exclude_document,
+            domains=options.domains,
             device=options.device,
             say=lambda line: print(line, file=sys.stderr),
         )
@@ -188,7 +196,7 @@ def _from_server(options: argparse.Namespace) -> list[Hit]:
     from cluster.memory_servers import attached
     from cluster.memory_tools import nearest_in
 
-    with attached(options.server, options.address) as memory:
+    with attached(options.server, options.address, domains=options.domains) as memory:
         return nearest_in(
             memory,
             model,
@@ -263,7 +271,7 @@ memory layer is searched for.""",
     example="""\
 pluglm memory search runs/quickstart/run-seed0 "The capital of Portugal is [MASK]."
 pluglm memory search data/articles "a river in Asia" --model runs/first/model -k 10 --json
-pluglm memory search "a river in Asia" --server wiki --model runs/first/model""",
+pluglm memory search "a river in Asia" --server wiki --model runs/first/model --domains geo""",
     configure=_search_arguments,
     run=_search,
 )

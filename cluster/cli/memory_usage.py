@@ -41,7 +41,10 @@ def _run(options: argparse.Namespace) -> int:
         overrides.append(f"memory.top_k={options.k}")
     config = run_config(options.run, overrides)
     told = memory_usage(
-        config, run_model(options.run), say=lambda line: print(line, file=sys.stderr)
+        config,
+        run_model(options.run),
+        run=options.run,
+        say=lambda line: print(line, file=sys.stderr),
     )
     if options.json:
         print(json.dumps(told, indent=1, ensure_ascii=False))
@@ -85,7 +88,34 @@ def describe_usage(told: dict[str, Any]) -> str:
         ]
         lines.append("entries that are nearly the same, among those read most:")
         lines.append(table(("cosine", "one", "other"), pairs, most=(6, 50, 50), right=(0,)))
+    if training := told.get("training"):
+        lines += _training(training)
     return "\n\n".join(lines)
+
+
+def _training(told: dict[str, Any]) -> list[str]:
+    about = "about " if told["estimated"] else ""
+    lines = [
+        f"training read {about}{told['used']:,} of {told['entries']:,} entries in steps "
+        f"{told['from_step'] + 1:,} to {told['to_step']:,} ({told['reads']:,} reads); never read: "
+        f"{about}{100 * told['never_used_share']:.1f} %"
+    ]
+    if told["reads"]:
+        lines[0] += (
+            f"; the most read 1 % has {100 * told['reading_of_most_used_hundredth']:.1f} % of the "
+            f"reading, the first entry {100 * told['top_read_share']:.2f} %; evenness "
+            f"{told['read_evenness']:.2f}"
+        )
+    for name, title in (("by_domain", "domain"), ("by_source", "source")):
+        attended = told[f"attended_{name}"]
+        shares = [
+            [key, f"{100 * share:.1f} %", f"{100 * attended.get(key, 0.0):.1f} %"]
+            for key, share in told[name].items()
+        ]
+        if len(shares) > 1:
+            head = (title, "read in training", "attention")
+            lines.append(table(head, shares, most=(40, 16, 9), right=(1, 2)))
+    return lines
 
 
 USAGE = Command(
@@ -94,7 +124,8 @@ USAGE = Command(
     description="""\
 Run a trained model over its held-out text and tell how it uses its memory: how many
 entries are read and how often, the share that never is, how evenly attention is
-spread, what is read by domain and source, and which entries have nearly the same key.""",
+spread, what is read by domain and source, and which entries have nearly the same key.
+What training read is told from its newest checkpoint (logging.memory_usage).""",
     example="""\
 pluglm memory usage runs/first
 pluglm memory usage runs/first --sequences 2000 --json""",

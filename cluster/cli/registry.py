@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from cluster.cli import (
     adapt,
     adapt_baseline,
+    calibrate,
     checkpoint,
     convert,
     corpus,
@@ -21,10 +22,13 @@ from cluster.cli import (
     in_task,
     launch,
     memory,
+    plan,
     pretrain,
     probe,
     quickstart,
     report,
+    simulate,
+    update,
 )
 from cluster.cli.command import PROGRAM, Command, UsageError
 
@@ -33,8 +37,11 @@ COMMANDS: tuple[Command, ...] = (
     corpus.BUILD,
     corpus.INFO,
     doctor.DOCTOR,
+    calibrate.CALIBRATE,
+    plan.PLAN,
     pretrain.PRETRAIN,
     *launch.COMMANDS,
+    simulate.SIMULATE,
     checkpoint.LIST,
     checkpoint.VERIFY,
     *memory.COMMANDS,
@@ -42,7 +49,7 @@ COMMANDS: tuple[Command, ...] = (
     explain.EXPLAIN,
     explorer.EXPLORER,
     probe.PROBE,
-    probe.UPDATE,
+    update.UPDATE,
     finetune.FINETUNE,
     experiment.EXPERIMENT,
     adapt.ADAPT,

@@ -104,6 +104,8 @@ def consistency(
             if len(told) > 1:
                 results.append(told)
                 rights.append(truths[fact])
+    if not results:
+        raise TaskDataError("no fact can be asked in two of its relation's patterns")
     return summed(
         [[answer.top for answer in given] for given in results],
         rights,

@@ -7,13 +7,14 @@ https://arxiv.org/abs/1909.01066.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cluster.config import ConfigError
 from cluster.memory_tools import MASK
+from cluster.probes.tokens import answer_token, sentence_ids
 from cluster.trained_model import TrainedModel
 from trainer.finetune.errors import TaskDataError
 from trainer.finetune.tables import Table, read_table
@@ -35,16 +36,23 @@ class Columns:
         snippet: a text that states the fact, a ready entry.
         known: whether the memory can know the fact.
         new_answer: the object that an edit gives the fact.
+        replacement: the text that an edit puts where the fact stands.
+        entry: the id of the memory's entry in which the fact stands.
     """
 
     snippet: str | None = None
     known: str | None = None
     new_answer: str | None = None
+    replacement: str | None = None
+    entry: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """One fact; `text` holds [MASK] once. `new_answer` is what an edit makes of `answer`."""
+    """One fact; `text` holds [MASK] once, or is empty where a file has no sentence for it.
+
+    `new_answer` is what an edit makes of `answer`; the others are as `Columns` says.
+    """
 
     subject: str
     answer: str
@@ -53,6 +61,8 @@ class Probe:
     snippet: str = ""
     known: bool | None = None
     new_answer: str | None = None
+    replacement: str = ""
+    entry: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +102,7 @@ def read_probes(
     """
     columns = columns or Columns()
     table = read_table(path, "the probes")
-    subject, answer = _column(table, SUBJECTS), _column(table, ANSWERS)
+    subject, answer = column_of(table, SUBJECTS), column_of(table, ANSWERS)
     relation = next((name for name in RELATIONS if name in table.columns), None)
     sentence = next((name for name in SENTENCES if name in table.columns), SENTENCES[0])
     if prompt is None:
@@ -104,6 +114,8 @@ def read_probes(
             ("snippets", columns.snippet),
             ("known", columns.known),
             ("new-answer", columns.new_answer),
+            ("replace-with", columns.replacement),
+            ("entry", columns.entry),
         )
         if name is not None
     }
@@ -126,14 +138,29 @@ def read_probes(
                 if "known" in extra and columns.known is not None
                 else None,
                 new_answer=None if new in (None, "") else str(new),
+                replacement=str(extra["replace-with"][row] or "")
+                if "replace-with" in extra
+                else "",
+                entry=_entry(table, row, columns.entry, extra["entry"][row])
+                if "entry" in extra and columns.entry is not None
+                else None,
             )
         )
     return probes
 
 
-def fit(trained: TrainedModel, probes: Sequence[Probe], *, skip_unfit: bool = False) -> Fitted:
+def fit(
+    trained: TrainedModel,
+    probes: Sequence[Probe],
+    *,
+    skip_unfit: bool = False,
+    allowed: Collection[int] | None = None,
+) -> Fitted:
     """Turn probes into tokens. An object of several tokens cannot be asked with one mask, nor can a
     sentence with several masks, which LAMA leaves out, too.
+
+    Args:
+        allowed: the tokens that may be answered; None: all.
 
     Raises:
         ConfigError: some do not fit and `skip_unfit` is off, or none is left; says which and why.
@@ -144,14 +171,19 @@ def fit(trained: TrainedModel, probes: Sequence[Probe], *, skip_unfit: bool = Fa
     answers: list[tuple[int, int]] = []
     unfit: list[str] = []
     for probe in probes:
-        key = (probe.relation, probe.text, probe.answer)
+        # Facts without a sentence are not each other's repetitions.
+        key = (probe.relation, probe.text or probe.subject, probe.answer)
         if key in kept:
             continue
         kept[key] = len(kept)
         try:
-            old = _one_token(trained, probe.answer)
-            new = old if probe.new_answer is None else _one_token(trained, probe.new_answer)
-            ids = _sentence(trained, probe.text)
+            old = answer_token(trained, probe.answer, allowed)
+            new = old
+            if probe.new_answer is not None:
+                new = answer_token(trained, probe.new_answer, allowed)
+            if not probe.text:
+                raise ConfigError(f"{probe.subject!r} ({probe.answer}) has no masked sentence")
+            ids = sentence_ids(trained, probe.text)
         except ConfigError as error:
             unfit.append(str(error))
             continue
@@ -192,6 +224,17 @@ def check_template(template: str) -> str | None:
     return None
 
 
+def column_of(table: Table, names: Sequence[str]) -> str:
+    """The first of these columns that a table has. Raises TaskDataError: it has none; names its."""
+    for name in names:
+        if name in table.columns:
+            return name
+    raise TaskDataError(
+        f"{table.path}: there is no column {' or '.join(names)}; the columns are "
+        f"{', '.join(table.columns)}"
+    )
+
+
 def _from_template(table: Table, row: int, template: Any, subject: str) -> str:
     wrong = check_template(str(template or ""))
     if wrong is not None:
@@ -201,19 +244,9 @@ def _from_template(table: Table, row: int, template: Any, subject: str) -> str:
 
 def _from_sentence(table: Table, row: int, column: str, given: Any) -> str:
     text = " ".join(given) if isinstance(given, list) else str(given or "")
-    if MASK not in text:
+    if text.strip() and MASK not in text:
         raise table.fault(row, column, f"{text!r} has no {MASK}")
-    return text
-
-
-def _column(table: Table, names: Sequence[str]) -> str:
-    for name in names:
-        if name in table.columns:
-            return name
-    raise TaskDataError(
-        f"{table.path}: there is no column {' or '.join(names)}; the columns are "
-        f"{', '.join(table.columns)}"
-    )
+    return text if text.strip() else ""  # T-REx has facts without: `fit` tells them
 
 
 def _text(table: Table, row: int, column: str) -> str:
@@ -234,24 +267,9 @@ def _truth(table: Table, row: int, column: str, value: Any) -> bool:
     raise table.fault(row, column, f"is {value!r}; allowed: true or false")
 
 
-def _one_token(trained: TrainedModel, answer: str) -> int:
-    # With a space before it, as a word in a sentence has one: some tokenizers tell the two apart.
-    for text in (f" {answer}", answer):
-        ids = trained.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        if len(ids) == 1:
-            return int(ids[0])
-    raise ConfigError(f"the object {answer!r} is {len(ids)} tokens, and a mask stands for one")
-
-
-def _sentence(trained: TrainedModel, text: str) -> tuple[int, ...]:
-    tokenizer = trained.tokenizer
-    given = text.replace(MASK, tokenizer.mask_token)
-    ids = tokenizer(given, add_special_tokens=False, verbose=False).input_ids
-    if len(ids) + 2 > trained.max_positions:
-        raise ConfigError(
-            f"{text[:60]!r}... has {len(ids)} tokens, and the model reads "
-            f"{trained.max_positions - 2}"
-        )
-    if ids.count(tokenizer.mask_token_id) != 1:
-        raise ConfigError(f"{text[:60]!r}... has {ids.count(tokenizer.mask_token_id)} masks, not 1")
-    return (int(tokenizer.cls_token_id), *ids, int(tokenizer.sep_token_id))
+def _entry(table: Table, row: int, column: str, value: Any) -> int | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not str(value).isascii() or not str(value).isdigit():
+        raise table.fault(row, column, f"is {value!r}; an entry's id is a whole number from 0")
+    return int(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -50,7 +50,7 @@ def ask(
     *,
     k: int,
     new_answers: bool = False,
-    candidates: Sequence[int] | None = None,
+    candidates: Collection[int] | None = None,
     batch_size: int = BATCH,
 ) -> list[Answered]:
     """Ask all probes.

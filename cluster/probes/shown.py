@@ -76,8 +76,11 @@ def describe_update(update: Update) -> str:
             f"answer (mean change of probability {one.probability_change:.4f}); rolled back, "
             f"{100 * one.returned:.1f} % are as before"
         )
-    kept = "the edit is kept" if update.kept else "the memory is as it was"
-    lines.append(f"{kept}: no weight has changed")
+    if not update.restored:
+        state = "the rollback did NOT bring back the content of before"
+    else:
+        state = "the edit is kept" if update.kept else "the memory is as it was"
+    lines.append(f"{state}: no weight has changed")
     return "\n".join(lines)
 
 

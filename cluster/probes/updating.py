@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from cluster.config import ConfigError
 from cluster.editing.edits import Editor, TokenizerPlace
-from cluster.editing.passages import Knowledge
-from cluster.probes.reading import Fitted, Probe
+from cluster.probes.edits import Edits, apply, check, planned
+from cluster.probes.knowing import knowing, stating_entries
+from cluster.probes.reading import Fitted
 from cluster.probes.scoring import Answered, Figures, ask, by_group
 from cluster.trained_model import TrainedModel
+from memory_server.api import Memory
 from memory_server.store.store import Store
-
-SNIPPETS = "snippets"  # the domain of facts that are added from the probes themselves
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edits:
-    """What is changed between the two evaluations, in this order.
-
-    Attributes:
-        remove_ids, remove_doc_ids: entries, and documents with all their entries.
-        replace: rows with an id or a doc_id and the new text.
-        add: rows of new text, to `domain`.
-        snippets: add the probes' own snippets, titled with their subjects, as domain "snippets".
-    """
-
-    remove_ids: tuple[int, ...] = ()
-    remove_doc_ids: tuple[int, ...] = ()
-    replace: Knowledge | None = None
-    add: Knowledge | None = None
-    domain: str = "default"
-    snippets: bool = False
-
-    @property
-    def none(self) -> bool:
-        """Whether nothing is to be changed."""
-        removed = self.remove_ids or self.remove_doc_ids
-        return not (removed or self.replace or self.add or self.snippets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +48,7 @@ class Update:
         locality: None: no such probes were given.
         entries: before, after the edit, and in the end.
         versions: the content before, and with the edit.
+        restored: whether the rollback brought back the very content that was there before.
         kept: whether the edit stays.
     """
 
@@ -84,6 +58,7 @@ class Update:
     locality: Locality | None
     entries: tuple[int, int, int]
     versions: tuple[str, str]
+    restored: bool
     kept: bool
 
 
@@ -95,44 +70,58 @@ def update_knowledge(
     *,
     k: int,
     locality: Fitted | None = None,
+    candidates: Collection[int] | None = None,
+    known_from_memory: bool = False,
     keep: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Update:
     """Measure, edit, measure, roll back, measure; not one gradient step.
 
     The store is left with the content that it had, also when something fails on the way, unless
-    `keep` is on: then the edit stays after all has been measured.
+    `keep` is on: then the edit stays after all has been measured. The edits are checked before
+    anything is measured. Nobody else should edit the store meanwhile: the rollback would undo it.
+
+    Args:
+        k: entries that each memory layer reads.
+        locality: probes that the edits are not about.
+        candidates: token ids that may be answered; None: the whole vocabulary.
+        known_from_memory: tell the facts apart that the memory holds, before the edits or after.
 
     Raises:
-        ConfigError: nothing to edit. What `Editor` raises.
+        ConfigError: as `planned`. What `Editor` raises.
     """
-    if edits.none:
-        raise ConfigError(
-            "nothing is edited between the two evaluations; give --snippets, --add, --replace or "
-            "--remove"
-        )
-    before_version = store.manifest().version
+    start = store.manifest()
+    before_version = start.version
     with ExitStack() as stack:
-        files = _snippet_file(stack, probes.probes) if edits.snippets else None
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        plan = planned(trained, store, probes, edits, folder)
+        place = TokenizerPlace(given=trained.path)
+        check(Editor(store=store, tokenizer=place), plan)
+        stated = [stating_entries(trained, store, probes)] if known_from_memory else []
         say(f"computing the keys of {store.manifest().entries:,} entries ...")
         memory = stack.enter_context(trained.memory(store.location))
-        editor = Editor(store=store, memory=memory, tokenizer=TokenizerPlace(given=trained.path))
+        editor = Editor(store=store, memory=memory, tokenizer=place)
+
+        def asked(fitted: Fitted, of: Memory | None, new: bool = False) -> list[Answered]:
+            return ask(trained, of, fitted, k=k, new_answers=new, candidates=candidates)
 
         def measured(what: str) -> tuple[list[Answered], list[Answered]]:
             say(f"asking {len(probes.probes):,} probes {what} ...")
-            others = [] if locality is None else ask(trained, memory, locality, k=k)
-            return ask(trained, memory, probes, k=k), others
+            others = [] if locality is None else asked(locality, memory)
+            return asked(probes, memory), others
 
-        without = ask(trained, None, probes, k=k)
+        without = asked(probes, None)
         before, others_before = measured("before the edit")
-        entries_before = store.manifest().entries
         with ExitStack() as undone:
             undone.callback(_roll_back, store, editor, before_version)
-            _edit(editor, edits, files)
+            apply(editor, plan)
+            if known_from_memory:
+                stated.append(stating_entries(trained, store, probes))
             after_version, entries_after = store.manifest().version, store.manifest().entries
             after, others_after = measured("after it")
             edited = any(probe.new_answer is not None for probe in probes.probes)
-            with_new = ask(trained, memory, probes, k=k, new_answers=True) if edited else []
+            with_new = asked(probes, memory, new=True) if edited else []
+        restored = store.manifest().segments == start.segments
         again, others_again = measured("after the rollback")
         if keep:
             editor.rollback(after_version)
@@ -140,6 +129,8 @@ def update_knowledge(
         if edited:
             stages["after, new answer"] = with_new
         stages["rolled back"] = again
+        if stated:
+            probes = knowing(probes, *stated)
         return Update(
             stages={name: by_group(probes, answers) for name, answers in stages.items()},
             changed=1 - _same(before, after),
@@ -155,39 +146,16 @@ def update_knowledge(
                 ),
                 returned=_equal(others_before, others_again),
             ),
-            entries=(entries_before, entries_after, store.manifest().entries),
+            entries=(start.entries, entries_after, store.manifest().entries),
             versions=(before_version, after_version),
+            restored=restored,
             kept=keep,
         )
-
-
-def _edit(editor: Editor, edits: Edits, snippets: Path | None) -> None:
-    if edits.remove_ids or edits.remove_doc_ids:
-        editor.remove(ids=edits.remove_ids, doc_ids=edits.remove_doc_ids)
-    if edits.replace is not None:
-        editor.update(edits.replace)
-    if edits.add is not None:
-        editor.add(edits.add, domain=edits.domain)
-    if snippets is not None:
-        editor.add(Knowledge(files=(snippets,)), domain=SNIPPETS)
 
 
 def _roll_back(store: Store, editor: Editor, version: str) -> None:
     if store.manifest().segments != store.manifest(version).segments:
         editor.rollback(version)
-
-
-def _snippet_file(stack: ExitStack, probes: Sequence[Probe]) -> Path:
-    """The probes' snippets as a file of rows, each once."""
-    rows = {probe.snippet: probe.subject for probe in probes if probe.snippet.strip()}
-    if not rows:
-        raise ConfigError("no probe has a snippet; name the column that holds them with --snippets")
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    path = folder / f"{SNIPPETS}.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for text, title in rows.items():
-            file.write(json.dumps({"title": title, "text": text, "source": SNIPPETS}) + "\n")
-    return path
 
 
 def _same(one: Sequence[Answered], other: Sequence[Answered]) -> float:

@@ -1,43 +1,42 @@
-"""`python -m cluster.reference`: write docs/reference anew; `--check` only looks whether it is."""
+"""Write the references into docs/reference, or with --check say which are not as written."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cluster.reference.pages import outdated, write_pages
+from cluster.reference.api import api_reference
+from cluster.reference.commands import commands_reference
+from cluster.reference.configuration import configuration_reference
 
-# Of a checkout: an installed package has no docs.
-_ROOT = Path(__file__).resolve().parents[2]
+PAGES: dict[str, Callable[[], str]] = {
+    "configuration.md": configuration_reference,
+    "commands.md": commands_reference,
+    "api.md": api_reference,
+}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Write the pages, or check them.
-
-    Returns:
-        0; with `--check` 1 if a page is not what the code says; 2 outside of a checkout.
-    """
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0; 1 if --check found a page that differs."""
     parser = argparse.ArgumentParser(prog="python -m cluster.reference", description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit code 1 if a page is out of date"
-    )
-    parser.add_argument(
-        "--root", type=Path, default=_ROOT, metavar="DIR", help="the checkout (default: this one)"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--to", type=Path, default=Path("docs/reference"), metavar="DIR")
     options = parser.parse_args(argv)
-    root: Path = options.root
-    if not (root / "docs").is_dir():
-        sys.stderr.write(f"{root} has no docs/: run this in a checkout, or name one with --root\n")
-        return 2
-    if not options.check:
-        for path in write_pages(root):
-            sys.stdout.write(f"written: {path}\n")
-        return 0
-    old = list(outdated(root))
-    for path, difference in old:
-        sys.stderr.write(f"{path} is not what the code says; run `make docs`\n{difference}\n")
-    return 1 if old else 0
+    stale = []
+    for name, write in PAGES.items():
+        path, text = options.to / name, write()
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(str(path))
+        if not options.check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        done = "not as the program has it (run `make docs`)" if options.check else "written"
+        sys.stderr.write(f"{', '.join(stale)}: {done}\n")
+    return 1 if stale and options.check else 0
 
 
 if __name__ == "__main__":

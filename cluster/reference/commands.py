@@ -1,143 +1,125 @@
-"""docs/reference/commands.md: every command of `pluglm`, its arguments, its help and exit codes."""
+"""The reference of commands, out of their own parsers.
+
+It asks the parsers for their arguments instead of printing their help, whose lines are broken at
+the width of the terminal and which is worded differently by each version of Python.
+"""
 
 from __future__ import annotations
 
 import argparse
-import inspect
 from collections.abc import Iterator, Sequence
 
-from cluster.cli.app import BROKEN_PIPE
 from cluster.cli.command import PROGRAM, Command
-from cluster.cli.failures import BAD_INPUT, CTRL_C, FAILED, TERMINATED
 from cluster.cli.registry import COMMANDS
-from cluster.reference.markdown import block, code, link, page, paragraphs, prose, table
-from cluster.stop import REQUEUE
+from cluster.reference.markdown import GENERATED, block, cell, code_cell, prose
 
 _INTRODUCTION = f"""\
-# Commands
+`{PROGRAM} COMMAND --help` tells the same. Exit codes: 0; 1 for a failure, 2 for bad input, 75 where
+a run stopped at a signal and is to be started again, 130 after Ctrl-C, 143 after SIGTERM.
+`--traceback`, which every command takes, shows where in the program an error arose."""
 
-What `{PROGRAM}` understands. `{PROGRAM} --help` is the map of commands, `{PROGRAM} memory --help`
-that of a group, and `{PROGRAM} COMMAND --help` tells what is below. Options and arguments may stand
-in any order; an option is written in full. `{PROGRAM} --version` tells the version; every command
-takes `--traceback`, which shows where in the program an error arose."""
-
-_CODES: tuple[tuple[int, str], ...] = (
-    (0, "done"),
-    (
-        FAILED,
-        "it failed, and the message says how; or what was examined is not in order (`doctor`, "
-        "`checkpoint verify`, `memory verify`)",
-    ),
-    (BAD_INPUT, "refused: a command line, configuration, path, name or file that cannot work"),
-    (
-        REQUEUE,
-        "`pretrain` (or `quickstart`) was asked to go by SIGTERM or SIGUSR1: queue the same "
-        "command again, `pretrain` with `--auto-resume` (sysexits.h calls it EX_TEMPFAIL)",
-    ),
-    (CTRL_C, "ended by Ctrl-C; `pretrain` has written a checkpoint if there was a step to save"),
-    (BROKEN_PIPE, "who read the output has gone (`head`, `less`)"),
-    (TERMINATED, "ended by SIGTERM"),
-)
+_OF_ALL = ("help", "traceback")
 
 
-def commands_page() -> str:
-    """The page as Markdown."""
-    lines = [_INTRODUCTION, ""]
-    lines += table(
-        ["command", "what it does"],
-        [(link(code(_full(each)), _full(each)), prose(each.summary)) for each in COMMANDS],
+def commands_reference(commands: Sequence[Command] = COMMANDS) -> str:
+    """Markdown: every command with its arguments."""
+    listed = "\n".join(
+        f"| [`{command.name}`](#{_anchor(command)}) | {cell(command.summary)} |"
+        for command in commands
     )
-    lines += ["", "## Exit codes", ""]
-    lines += table(["code", "meaning"], [(code(str(number)), text) for number, text in _CODES])
-    lines += [
-        "",
-        "Errors are one line on standard error; figures that other programs read (`--json`) are on "
-        "standard output.",
-    ]
-    for command in COMMANDS:
-        lines += ["", f"## {_full(command)}", "", *_command(command)]
-    return page(lines)
+    contents = f"| command | what it does |\n|---|---|\n{listed}"
+    parts = [f"# Commands\n\n{GENERATED}\n\n{_INTRODUCTION}\n\n{contents}"]
+    parts.extend(_described(command) for command in commands)
+    return "\n\n".join(parts) + "\n"
 
 
-def _full(command: Command) -> str:
-    return f"{PROGRAM} {command.name}"
+def _anchor(command: Command) -> str:
+    return f"{PROGRAM} {command.name}".replace(" ", "-")
 
 
-def _command(command: Command) -> Iterator[str]:
+def _described(command: Command) -> str:
     parser = command.parser()
-    taken = [action for action in parser._actions if action.dest not in ("help", "traceback")]
-    places = [action for action in taken if not action.option_strings]
-    options = [action for action in taken if action.option_strings]
-    yield from block(f"{_full(command)} {_usage(options, places)}".rstrip())
-    yield ""
-    yield from paragraphs(inspect.cleandoc(command.description))
-    for title, actions in (("argument", places), ("option", options)):
-        if actions:
-            yield ""
-            yield from table(
-                [title, "meaning"],
-                [(_spelled(action), _meaning(action, parser)) for action in actions],
-            )
+    parts = [f"## {PROGRAM} {command.name}", block(usage(parser)), prose(command.description)]
+    parts.extend(_arguments(parser))
     if command.after_interrupt:
-        yield from ["", f"After Ctrl-C: {prose(command.after_interrupt)}."]
-    yield ""
-    yield from block(command.example)
+        parts.append(f"After Ctrl-C: {cell(command.after_interrupt)}.")
+    parts.append(f"For example:\n\n{block(command.example.strip())}")
+    return "\n\n".join(parts)
 
 
-def _usage(options: Sequence[argparse.Action], places: Sequence[argparse.Action]) -> str:
-    """One line: required options in full, places in their order, other options as one word."""
-    required = [_with_value(action, action.option_strings[-1]) for action in options
-                if action.required]  # fmt: skip
-    rest = ["[options]"] if len(required) < len(options) else []
-    return " ".join([*(_place(action) for action in places), *required, *rest])
+def usage(parser: argparse.ArgumentParser) -> str:
+    """The arguments that must be given, on one line; what may be given is only hinted at."""
+    # argparse has no public way to ask for a parser's arguments and groups.
+    needed_one = [group for group in parser._mutually_exclusive_groups if group.required]
+    one_of_several = {id(action) for group in needed_one for action in group._group_actions}
+    shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+    words = [parser.prog]
+    words += [_with_value(action) for action in shown if not action.option_strings]
+    words += [
+        _with_value(action)
+        for action in shown
+        if action.option_strings and action.required and id(action) not in one_of_several
+    ]
+    for group in needed_one:
+        words.append(f"({' | '.join(_with_value(action) for action in group._group_actions)})")
+    if any(a.option_strings and not a.required and a.dest not in _OF_ALL for a in shown):
+        words.append("[options]")
+    return " ".join(words)
 
 
-def _place(action: argparse.Action) -> str:
-    name = _value(action)
-    return {"?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} [{name} ...]"}.get(
-        str(action.nargs), name
-    )
+def _arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """A table for each group of arguments, the parser's own groups under their titles."""
+    own = [parser._positionals, parser._optionals]
+    others = [group for group in parser._action_groups if group not in own]
+    tables = [("", [action for group in own for action in group._group_actions])]
+    tables += [(group.title or "", group._group_actions) for group in others]
+    for title, actions in tables:
+        rows = [
+            f"| {code_cell(_spelled(action))} | {_meaning(action, parser)} |"
+            for action in actions
+            if action.help != argparse.SUPPRESS and action.dest not in _OF_ALL
+        ]
+        if rows:
+            head = f"{title[0].upper()}{title[1:]}:\n\n" if title else ""
+            yield head + "\n".join(["| argument | meaning |", "|---|---|", *rows])
 
 
 def _spelled(action: argparse.Action) -> str:
-    if not action.option_strings:
-        return code(_place(action))
-    return ", ".join(code(_with_value(action, flag)) for flag in action.option_strings)
+    """All spellings of an argument, and its value."""
+    return ", ".join([*action.option_strings[:-1], _with_value(action)])
 
 
-def _with_value(action: argparse.Action, flag: str) -> str:
-    if action.nargs == 0:
-        return flag
-    name = _value(action)
-    return f"{flag} {name} ..." if action.nargs in ("+", "*") else f"{flag} {name}"
+def _with_value(action: argparse.Action) -> str:
+    name = action.option_strings[-1] if action.option_strings else ""
+    return " ".join(word for word in (name, _value(action)) if word)
 
 
 def _value(action: argparse.Action) -> str:
-    if isinstance(action.metavar, str):
-        return action.metavar
-    if action.choices is not None:
-        return "{" + ",".join(map(str, action.choices)) + "}"
-    return action.dest if not action.option_strings else action.dest.upper()
+    """How the value is written: SOURCE, {a,b}, [KEY=VALUE ...]; empty where there is none."""
+    if action.nargs == 0:
+        return ""
+    if action.metavar is not None:
+        name = " ".join(action.metavar) if isinstance(action.metavar, tuple) else action.metavar
+    elif action.choices is not None:
+        name = "{" + ",".join(map(str, action.choices)) + "}"
+    else:
+        name = action.dest.upper() if action.option_strings else action.dest
+    if action.nargs == "+":
+        return f"{name} ..."
+    if action.nargs == "*":
+        return f"[{name} ...]"
+    if action.nargs == "?":
+        return f"[{name}]"
+    return " ".join([name] * action.nargs) if isinstance(action.nargs, int) else name
 
 
 def _meaning(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
-    told = prose((action.help or "") % {**vars(action), "prog": parser.prog})
-    if action.choices is not None and isinstance(action.metavar, str):
-        told += f"; one of {', '.join(code(str(choice)) for choice in action.choices)}"
+    """The help with its defaults filled in, as argparse fills them, and what it leaves unsaid."""
+    given = {name: value for name, value in vars(action).items() if value is not argparse.SUPPRESS}
+    text = cell((action.help or "") % (given | {"prog": parser.prog}))
+    notes = []
     if action.option_strings and action.required:
-        told += " (required)"
-    elif _is_told(action.default) and "default" not in told:
-        told += f" (default: {action.default})"
-    others = [
-        code(other.option_strings[-1])
-        for group in parser._mutually_exclusive_groups
-        if action in group._group_actions
-        for other in group._group_actions
-        if other is not action and other.option_strings
-    ]
-    return f"{told}; not with {' or '.join(others)}" if others else told
-
-
-def _is_told(default: object) -> bool:
-    """Whether an option that is left out stands for something that a person would ask about."""
-    return default != "" and type(default) in (int, float, str)
+        notes.append("needed")
+    if action.metavar is not None and action.choices is not None:
+        notes.append(f"one of {', '.join(map(str, action.choices))}")
+    return " ".join([text, *(f"({note})" for note in notes)]).strip()

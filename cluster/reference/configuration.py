@@ -1,206 +1,102 @@
-"""docs/reference/configuration.md: every section, field, type, default, range and meaning."""
+"""The reference of configurations, out of the dataclasses that check them."""
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
-from itertools import takewhile
-from pathlib import Path
+from dataclasses import MISSING, Field, fields
+from inspect import cleandoc
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from cluster.adaptation import in_task_settings, settings
-from cluster.adaptation.in_task_settings import InTaskConfig, InTaskSettings
-from cluster.adaptation.settings import AdaptationConfig, CompareSettings
+from cluster.adaptation.in_task_settings import InTaskConfig
+from cluster.adaptation.settings import AdaptationConfig
 from cluster.config import PretrainConfig
-from cluster.config_sections import known_keys_of
-from cluster.reference.markdown import code, link, page, prose, table
-from trainer.finetune.settings import METRICS, FinetuneSettings, TaskSettings
-from trainer.settings_fields import describe_bounds, describe_type, shown
+from cluster.config_text import toml_value
+from cluster.finetune import FinetuneConfig
+from cluster.reference.markdown import GENERATED, cell, code_cell, escaped
+from trainer.settings_fields import describe_bounds, describe_type
 
 _INTRODUCTION = """\
-# Configuration
+A configuration is a TOML file; every key can be overridden on the command line
+(`pluglm pretrain CONFIG.toml optim.steps=200`, `pluglm finetune TASK.toml --set train.epochs=3`).
+A key that is not here is refused, and so is a value of another type or out of its range, before any
+work; so are rules that span several keys. `--check` checks all of it and does nothing else. A key
+without a default must be given. Types and ranges are those that the program itself checks."""
 
-Every key of every TOML file that `pluglm` reads. A file has sections (`[optim]`) with keys
-(`lr = 2e-3`); what it leaves out has the default below. A key can be overridden where the command
-is given, the last one wins:
-
-```
-pluglm pretrain configs/quickstart.toml optim.lr=1e-3 memory.top_k=8
-pluglm finetune configs/finetune-classification.toml --set train.epochs=5
-```
-
-Values are written as in TOML; a bare word is a string. All of it is checked before any work is
-done: an unknown key, a wrong type and an impossible value are refused with what is allowed. Some
-values must also fit each other (`optim.batch_size` and `runtime.trainers`, for example); the
-refusal names both. `pluglm pretrain CONFIG --check` prints the resolved configuration and stops; a
-run writes it to `config.toml` in its directory.
-
-"required" in the column of defaults: the file or an override must set the key."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    """One kind of TOML file, and the command that reads it."""
-
-    command: str
-    settings: type[Any]
-    about: str
-    base: type[Any] | None = None
-
-
-_FILES = (
-    _File(
-        command="pluglm pretrain",
-        settings=PretrainConfig,
-        about="The guides are [training.md](../training.md) and [memory.md](../memory.md).",
+_KINDS: tuple[tuple[str, str, type[Any], type[Any] | None], ...] = (
+    ("Pre-training", "`pluglm pretrain CONFIG.toml`", PretrainConfig, None),
+    ("Fine-tuning", "`pluglm finetune TASK.toml`", FinetuneConfig, None),
+    (
+        "Comparing memories",
+        "`pluglm adapt compare TASK.toml`: what fine-tuning takes, and",
+        AdaptationConfig,
+        FinetuneConfig,
     ),
-    _File(
-        command="pluglm finetune",
-        settings=FinetuneSettings,
-        about="The guide is [finetuning.md](../finetuning.md).",
-    ),
-    _File(
-        command="pluglm adapt compare",
-        settings=AdaptationConfig,
-        base=FinetuneSettings,
-        about="The sections of `pluglm finetune`, and one more. The guide is "
-        "[adapt.md](../adapt.md).",
-    ),
-    _File(
-        command="pluglm in-task",
-        settings=InTaskConfig,
-        base=FinetuneSettings,
-        about="The sections of `pluglm finetune`, and one more. The guide is "
-        "[adapt.md](../adapt.md).",
+    (
+        "Training samples as knowledge",
+        "`pluglm in-task TASK.toml`: what fine-tuning takes, and",
+        InTaskConfig,
+        FinetuneConfig,
     ),
 )
 
-_KEYS = frozenset(
-    f"{section}.{key}"
-    for file in _FILES
-    for section, keys in known_keys_of(file.settings).items()
-    for key in keys
-)
 
-# What a section's table cannot say: values that are checked outside of the declarations.
-_ALSO: dict[type[Any], list[str]] = {
-    CompareSettings: table(
-        ["in `conditions`", "what is fine-tuned"],
-        [(code(name), prose(about)) for name, about in settings.CONDITIONS.items()],
-    ),
-    InTaskSettings: table(
-        ["in `conditions`", "what is fine-tuned"],
-        [(code(name), prose(about)) for name, about in in_task_settings.CONDITIONS.items()],
-    ),
-    TaskSettings: table(
-        ["`kind`", "allowed in `metric`, the first one decides if it is empty"],
-        [(code(kind), " · ".join(map(code, names))) for kind, names in METRICS.items()],
-    ),
-}
+def configuration_reference() -> str:
+    """Markdown: every section, key, type, range, default and meaning."""
+    contents, parts = [], []
+    for title, command, kind, base in _KINDS:
+        sections = sections_of(kind, leave_out=base)
+        links = ", ".join(f"[`[{name}]`](#{_anchor(name, title)})" for name in sections)
+        contents.append(f"| [{title}](#{_anchor(title)}) | {links} |")
+        parts.append(f"## {title}\n\n{command}")
+        parts.extend(_described(sections, title))
+    table = "\n".join(["| for | sections |", "|---|---|", *contents])
+    head = f"# Configuration\n\n{GENERATED}\n\n{_INTRODUCTION}\n\n{table}"
+    return "\n\n".join([head, *parts]) + "\n"
 
 
-def configuration_page(configs: Path) -> str:
-    """The page as Markdown.
-
-    Args:
-        configs: the directory of the shipped TOML files.
-    """
-    lines = [_INTRODUCTION, ""]
-    for file in _FILES:
-        names = [_heading(file, name) for name in _sections(file)]
-        places = " · ".join(link(code(name.split()[-1]), name) for name in names)
-        lines.append(f"* {code(file.command)}: {places}")
-    lines += [
-        "* `pluglm experiment`: stages, not sections: [experiments.md](../experiments.md)",
-        "",
-        "The shipped files, which `pluglm` finds in a checkout and in an installed wheel:",
-        "",
-        *table(["file", "what it is"], _shipped(configs)),
-    ]
-    for file in _FILES:
-        lines += ["", f"## {file.command}", "", file.about]
-        for name, section in _sections(file).items():
-            lines += ["", f"### {_heading(file, name)}", "", *_section(section)]
-    return page(lines)
+def sections_of(kind: type[Any], *, leave_out: type[Any] | None = None) -> dict[str, type[Any]]:
+    """A configuration's sections by name, in their order, without those of another one."""
+    known = set() if leave_out is None else {item.name for item in fields(leave_out)}
+    hints = get_type_hints(kind)
+    return {item.name: hints[item.name] for item in fields(kind) if item.name not in known}
 
 
-def _sections(file: _File) -> Mapping[str, type[Any]]:
-    """Section name to its dataclass, without those of the file that this one builds on."""
-    hints = get_type_hints(file.settings)
-    already = {item.name for item in fields(file.base)} if file.base else set()
-    return {
-        item.name: hints[item.name] for item in fields(file.settings) if item.name not in already
-    }
+def _anchor(*words: str) -> str:
+    return "-of-".join(words).lower().replace(" ", "-")
 
 
-def _heading(file: _File, section: str) -> str:
-    # Two files have a section of the same name; headings must differ to be linked to.
-    return f"{file.command.removeprefix('pluglm ')} [{section}]"
+def _described(sections: Mapping[str, type[Any]], title: str) -> Iterator[str]:
+    for name, about in sections.items():
+        keys = get_type_hints(about)
+        rows = [
+            f"| `{item.name}` | {_allowed(item, keys[item.name])} | {_default(item)} "
+            f"| {cell(item.metadata['help'])} |"
+            for item in fields(about)
+        ]
+        head = "| key | value | default | meaning |\n|---|---|---|---|"
+        # What follows a docstring's first paragraph is for those who read the code.
+        purpose = cleandoc(about.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+        # Pre-training and fine-tuning both have a [model]: each needs a heading of its own.
+        heading = f"### `[{name}]` of {title.lower()}"
+        yield f"{heading}\n\n{escaped(purpose)}\n\n" + "\n".join([head, *rows])
 
 
-def _section(section: type[Any]) -> Iterator[str]:
-    about = inspect.cleandoc(section.__doc__ or "")
-    yield prose(about)
-    yield ""
-    hints = get_type_hints(section)
-    yield from table(
-        ["key", "type", "default", "meaning"],
-        (
-            (
-                code(item.name),
-                _type(hints[item.name], item.metadata),
-                _default(item),
-                _help(item.metadata["help"]),
-            )
-            for item in fields(section)
-        ),
-    )
-    if section in _ALSO:
-        yield from ["", *_ALSO[section]]
-
-
-def _type(hint: Any, metadata: Mapping[str, Any]) -> str:
+def _allowed(item: Field[Any], hint: Any) -> str:
     if get_origin(hint) is Literal:
-        return " · ".join(code(f'"{choice}"') for choice in get_args(hint))
-    words = describe_type(hint)
-    if "may_be_empty" in metadata:
-        words = words.replace("one or more ", "") + ", or []"
-    bounds = describe_bounds(metadata)
-    if bounds:
-        words += f"; each {bounds}" if get_origin(hint) is tuple else f", {bounds}"
-    return prose(words)
-
-
-def _help(text: str) -> str:
-    """The meaning, in which the names of keys stand out."""
-    parts = re.split(r"(`[^`]*`)", text)
-    parts[::2] = [
-        re.sub(r"\b[a-z_]+\.[a-z_]+\b", lambda word: _key(word.group()), part)
-        for part in parts[::2]
-    ]
-    return prose("".join(parts))
-
-
-def _key(word: str) -> str:
-    return code(word) if word in _KEYS else word
+        return ", ".join(f"`{choice}`" for choice in get_args(hint))
+    words, bounds = describe_type(hint), describe_bounds(item.metadata)
+    if get_origin(hint) is tuple and bounds:
+        bounds = f"each {bounds}"
+    empty = "may_be_empty" in item.metadata
+    if empty:
+        words = words.replace(" of one or more ", " of ")
+    parts = (words, bounds, "may be empty" if empty else "")
+    return cell(", ".join(part for part in parts if part))
 
 
 def _default(item: Field[Any]) -> str:
-    return "required" if item.default is MISSING else code(shown(item.default))
-
-
-def _shipped(configs: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted(configs.glob("*.toml")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        comment = " ".join(line.lstrip("# ") for line in takewhile(_is_comment, lines))
-        # The first sentence; what follows is how to run it.
-        about = re.match(r".*?[.](?= |$)", comment)
-        if about is None:
-            raise ValueError(f"{path}: begin it with a comment, a sentence that says what it is")
-        yield f"[configs/{path.name}](../../configs/{path.name})", prose(about.group())
-
-
-def _is_comment(line: str) -> bool:
-    return line.startswith("#")
+    if item.default is not MISSING:
+        return code_cell(toml_value(item.default))
+    if item.default_factory is not MISSING:
+        return code_cell(toml_value(item.default_factory()))
+    return "must be given"

@@ -1,68 +1,75 @@
-"""Google-style docstrings, taken apart and rendered as Markdown."""
+"""Google-style docstrings as Markdown."""
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Iterator
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from inspect import cleandoc
+from textwrap import dedent
 
-from cluster.reference.markdown import code, paragraphs, prose
+from cluster.reference.markdown import escaped, prose
 
 _SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")
-_NAMES = r"[*\w]+(?:, [*\w]+)*"
-_ERRORS = r"[A-Z]\w+(?:(?:, | or )[A-Z]\w+)*"
-# "Refused: names it." A new error begins behind a sentence or a semicolon.
-_NEXT_ERROR = re.compile(rf"(?<=[.;]) (?={_ERRORS}(?:[:;]| \())")
+_HEADER = re.compile(rf"({'|'.join(_SECTIONS)}):(?: (.+))?")
+_LISTED = {
+    # Several names may share a text: `encoder, weights: what makes the keys`.
+    "Args": re.compile(r"(\*{0,2}\w+(?:, \*{0,2}\w+)*): "),
+    "Attributes": re.compile(r"(\w+(?:, \w+)*): "),
+    "Raises": re.compile(r"([A-Z]\w+(?:, [A-Z]\w+)*): "),
+}
 
 
-def rendered(docstring: str) -> Iterator[str]:
-    """The lines of Markdown of a docstring."""
-    for title, text in sections(docstring):
-        if not title:
-            yield from paragraphs(text)
-            continue
-        yield from ["", f"*{title}*", ""]
-        if title in ("Returns", "Yields"):
-            yield from paragraphs(text)
-        elif title == "Raises":
-            yield from map(_error, _NEXT_ERROR.split(" ".join(text.split())))
+def docstring_markdown(docstring: str) -> str:
+    """A docstring's text, its sections as lists or paragraphs under their names."""
+    parts = []
+    for section, lines in _split(cleandoc(docstring).splitlines()):
+        if section is None:
+            parts.append(prose("\n".join(lines)))
+        elif section in _LISTED:
+            items = "\n".join(_item(item, section) for item in _items(lines, section))
+            parts.append(f"{section}:\n\n{items}")
         else:
-            yield from (f"* {code(name)}: {prose(about)}" for name, about in items(text))
+            parts.append(f"{section}: {prose(chr(10).join(lines))}")
+    return "\n\n".join(part for part in parts if part)
 
 
-def sections(docstring: str) -> list[tuple[str, str]]:
-    """Titles and texts, in order; the opening has no title.
+def _split(lines: Sequence[str]) -> Iterator[tuple[str | None, list[str]]]:
+    """A docstring's sections, the text before them first, without their indentation.
 
-    A section is a known title on a line of its own, and the indented lines below it.
+    A section ends where a line is not indented any more.
     """
-    found: list[tuple[str, list[str]]] = [("", [])]
-    for line in inspect.cleandoc(docstring).splitlines():
-        if line.removesuffix(":") in _SECTIONS and line.endswith(":"):
-            found.append((line.removesuffix(":"), []))
-        elif found[-1][0] and line and not line.startswith(" "):
-            found.append(("", [line]))  # text behind a section
+    name: str | None = None
+    held: list[str] = []
+    for line in lines:
+        header = _HEADER.fullmatch(line)
+        ends = name is not None and bool(line) and not line.startswith(" ")
+        if header or ends:
+            yield name, dedent("\n".join(held)).strip("\n").splitlines()
+            name, held = None, []
+        if header:
+            name = header[1]
+            # `Attributes: as of Thing, but ...`, on the header's own line.
+            held = [f"    {header[2]}"] if header[2] else []
         else:
-            found[-1][1].append(line)
-    texts = [(title, inspect.cleandoc("\n".join(["", *lines])).strip()) for title, lines in found]
-    return [(title, text) for title, text in texts if text]
+            held.append(line)
+    yield name, dedent("\n".join(held)).strip("\n").splitlines()
 
 
-def items(text: str) -> list[tuple[str, str]]:
-    """The names of a section and what is said of each; further lines of one are indented."""
-    found: list[tuple[str, str]] = []
-    for first, lines in groupby(text.splitlines(), key=lambda line: not line.startswith(" ")):
-        for line in lines:
-            named = re.match(rf"({_NAMES}):(?: (.*))?$", line) if first else None
-            if named:
-                found.append((named[1], named[2] or ""))
-            elif found:
-                found[-1] = (found[-1][0], f"{found[-1][1]} {line.strip()}".lstrip())
-            else:
-                raise ValueError(f"{line!r} is no `name: what it is`, in a section of a docstring")
-    return found
+def _items(lines: Sequence[str], section: str) -> Iterator[str]:
+    held: list[str] = []
+    for line in lines:
+        if held and _LISTED[section].match(line):
+            yield " ".join(held)
+            held = []
+        if line.strip():
+            held.append(line.strip())
+    if held:
+        yield " ".join(held)
 
 
-def _error(text: str) -> str:
-    named = re.match(rf"({_ERRORS})(.*)", text, re.S)
-    return f"* {code(named[1])}{prose(named[2])}" if named else f"* {prose(text)}"
+def _item(text: str, section: str) -> str:
+    named = _LISTED[section].match(text)
+    if named is None:
+        return f"- {escaped(text)}"
+    names = ", ".join(f"`{name}`" for name in named[1].split(", "))
+    return f"- {names}: {escaped(text[named.end() :])}"

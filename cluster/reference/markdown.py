@@ -1,85 +1,53 @@
-"""Pieces of Markdown that the pages are made of."""
+"""What the references' pages share."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
-from textwrap import dedent
+from inspect import cleandoc
 
-GENERATED = (
-    "<!-- Made by `make docs` (python -m cluster.reference). Change the code, not this file. -->"
+GENERATED = "<!-- Written by `make docs` out of the program: change the program, not this. -->"
+
+_CODE_SPAN = re.compile(r"(`+[^`]+`+)")
+# Emphasis, tags, links [text](place) or [text][place], and what a line [name]: would define.
+_MARKUP = re.compile(
+    r"(\*|<(?=[A-Za-z/!])|\](?=[(\[])|^\[(?=[^\]\n]*\]:)|(?<!\w)_|_(?!\w))", re.MULTILINE
 )
+_LAID_OUT = re.compile(r"^( |.* {3,})")
 
 
-# `_` within a word and `[` without a link behind it mean nothing to GitHub.
-_MARKUP = re.compile(r"[*~]|<(?=[\w/!])|(?<!\w)_|_(?!\w)|\](?=\()")
+def cell(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return escaped(" ".join(text.split())).replace("|", "\\|")
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table; a cell's own bars and line breaks do not break it."""
-    return [
-        _row(head),
-        "|" + "---|" * len(head),
-        *(_row([_cell(text) for text in cells]) for cells in rows),
-    ]
+def code_cell(text: str) -> str:
+    """Code for a cell of a Markdown table, whose bars would end the cell even in a code span."""
+    return f"`{' '.join(text.split())}`".replace("|", "\\|")
 
 
-def code(text: str) -> str:
-    """Text as code within a line, also where it holds backticks itself."""
-    if "`" not in text:
-        return f"`{text}`"
-    longest = max(len(run) for run in re.findall(r"`+", text))
-    fence = "`" * (longest + 1)
-    return f"{fence} {text} {fence}"
-
-
-def block(text: str, language: str = "") -> list[str]:
-    """The lines of a block of code."""
-    return [f"```{language}", *text.strip("\n").splitlines(), "```"]
+def escaped(text: str) -> str:
+    """Text in which nothing but code spans is Markdown: no emphasis, no tags, no links."""
+    parts = _CODE_SPAN.split(text)
+    # Every second part is a code span.
+    parts[::2] = [_MARKUP.sub(r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def prose(text: str) -> str:
-    """A help text or docstring as Markdown, in which only its code is markup.
+    """Paragraphs as the program prints them: running text, or a block where columns are laid out.
 
-    Outside of backticks `<`, `*` and others would be taken for HTML, emphasis and links.
+    A list is laid out by its indentation, which Markdown would join to one line.
     """
-    parts = re.split(r"(``.*?``|`[^`]*`)", text, flags=re.S)
-    return "".join(
-        code(part.strip("`")) if number % 2 else _MARKUP.sub(r"\\\g<0>", part)
-        for number, part in enumerate(parts)
-    )
-
-
-def paragraphs(text: str) -> Iterator[str]:
-    """A help text or docstring of several lines; what is indented is shown as it stands."""
-    for aside, lines in groupby(text.splitlines(), key=lambda line: line.startswith(" ")):
-        if aside:
-            yield from ["", *block(dedent("\n".join(lines))), ""]
+    parts: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", cleandoc(text)):
+        lines = paragraph.splitlines()
+        if any(_LAID_OUT.match(line) for line in lines):
+            parts.append(block("\n".join(lines)))
         else:
-            yield from prose("\n".join(lines)).splitlines()
+            parts.append(escaped("\n".join(lines)))
+    return "\n\n".join(parts)
 
 
-def anchor(heading: str) -> str:
-    """The name that GitHub gives a heading's place in the page."""
-    kept = re.sub(r"[^\w\- ]", "", heading.lower())
-    return kept.strip().replace(" ", "-")
-
-
-def link(text: str, heading: str) -> str:
-    """A link to a heading of the same page."""
-    return f"[{text}](#{anchor(heading)})"
-
-
-def page(lines: Iterable[str]) -> str:
-    """The text of a file: the note that it is generated, and a newline at its end."""
-    text = "\n".join([GENERATED, "", *lines]).rstrip() + "\n"
-    return re.sub(r"\n{3,}", "\n\n", text)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def block(text: str, language: str = "") -> str:
+    """A block of code."""
+    return f"```{language}\n{text}\n```"

@@ -1,100 +1,180 @@
-"""Public names as their source declares them. Nothing is imported, so nothing heavy is loaded."""
+"""What a module's source defines: signatures as they are written, with their docstrings.
+
+Sources are read, not imported: nothing heavy is loaded, and a signature is told in the words of the
+code, which no version of Python rewrites.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from textwrap import dedent
 
-from cluster.reference.public import PublicModule
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-Statement = ast.ClassDef | Function | ast.Assign | ast.AnnAssign
+_ROOT = Path(__file__).resolve().parents[2]
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+_DECORATED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Declared:
-    """A public name: where one imports it from, its statement, and the docstring below an alias."""
+class Definition:
+    """One name of a module.
 
-    module: str
+    Attributes:
+        name: as the module has it; a method's with its class: `Store.open`.
+        code: the signature; of a class its fields and its constructor; of an alias the whole line.
+        docstring: of a class its own, and then its constructor's; empty where there is none.
+        methods: of a class, the public ones that it defines itself.
+    """
+
     name: str
-    statement: Statement
-    alias_doc: str = ""
+    code: str
+    docstring: str
+    methods: tuple[Definition, ...] = ()
+
+
+class Module:
+    """A module's source."""
+
+    def __init__(self, name: str, root: Path = _ROOT) -> None:
+        """Read it.
+
+        Raises:
+            ValueError: there is no such module below `root`.
+        """
+        self.name, self._root = name, root
+        base = root.joinpath(*name.split("."))
+        for path in (base.with_suffix(".py"), base / "__init__.py"):
+            if path.is_file():
+                self._text = path.read_text(encoding="utf-8")
+                break
+        else:
+            raise ValueError(f"{name}: there is no such module below {root}")
+        # As the parser counts lines; str.splitlines also ends them at form feeds and the like.
+        self._lines = self._text.split("\n")
+        self._tree = ast.parse(self._text)
 
     @property
-    def doc(self) -> str:
-        """Its docstring; empty where there is none."""
-        if isinstance(self.statement, ast.Assign | ast.AnnAssign):
-            return self.alias_doc
-        return ast.get_docstring(self.statement) or ""
+    def docstring(self) -> str:
+        return ast.get_docstring(self._tree) or ""
+
+    @cached_property
+    def public_names(self) -> tuple[str, ...]:
+        """What `__all__` lists; without one, what the module itself defines under public names."""
+        for node in self._tree.body:
+            if isinstance(node, ast.Assign) and _target(node) == "__all__":
+                return tuple(ast.literal_eval(node.value))
+        names = (_name(node) for node in self._tree.body)
+        return tuple(name for name in names if name and not name.startswith("_"))
+
+    def definition(self, name: str) -> Definition:
+        """A name's definition, also where the module only hands it on from another one.
+
+        Raises:
+            ValueError: the module has no such name.
+        """
+        for place, node in enumerate(self._tree.body):
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                for imported in node.names:
+                    if (imported.asname or imported.name) == name:
+                        return Module(node.module, self._root).definition(imported.name)
+            elif _name(node) == name:
+                if isinstance(node, ast.ClassDef):
+                    return self._class(node)
+                if isinstance(node, _Function):
+                    return self._function(node)
+                return Definition(
+                    name=name,
+                    code=self._cut(node.lineno, node.end_lineno or node.lineno),
+                    docstring=_text_of(self._tree.body[place + 1 : place + 2]),
+                )
+        raise ValueError(f"{self.name} has no {name}")
+
+    def _class(self, node: ast.ClassDef) -> Definition:
+        fields = [
+            self._cut(item.lineno, item.end_lineno or item.lineno)
+            for item in node.body
+            if isinstance(item, ast.AnnAssign) and _is_field(item)
+        ]
+        functions = [item for item in node.body if isinstance(item, _Function)]
+        made = [self._function(item) for item in functions if item.name == "__init__"]
+        inside = [*fields, *(item.code for item in made)]
+        indented = "\n".join(f"    {line}" for text in inside for line in text.splitlines())
+        code = f"{self._head(node)}:\n{indented}" if inside else self._head(node)
+        docstrings = [ast.get_docstring(node) or "", *(item.docstring for item in made)]
+        return Definition(
+            name=node.name,
+            code=code,
+            docstring="\n\n".join(text for text in docstrings if text),
+            methods=tuple(
+                self._function(item, inside=node.name)
+                for item in functions
+                if _is_public(item.name) and not _sets(item)
+            ),
+        )
+
+    def _function(self, node: _Function, inside: str | None = None) -> Definition:
+        return Definition(
+            name=node.name if inside is None else f"{inside}.{node.name}",
+            code=self._head(node),
+            docstring=ast.get_docstring(node) or "",
+        )
+
+    def _head(self, node: _Function | ast.ClassDef) -> str:
+        """Decorators and signature, up to the colon before the body."""
+        first = min([node.lineno, *(item.lineno for item in node.decorator_list)])
+        body = node.body[0]
+        decorators = body.decorator_list if isinstance(body, _DECORATED) else []
+        last = min([body.lineno, *(item.lineno for item in decorators)])
+        # `def epoch(self) -> int: ...` has its body on the line of the signature.
+        before = self._lines[last - 1].encode()[: body.col_offset].decode()
+        lines = [*self._lines[first - 1 : last - 1], before]
+        kept = [line for line in lines if not line.lstrip().startswith("#")]
+        return dedent("\n".join(kept)).rstrip().removesuffix(":")
+
+    def _cut(self, first: int, last: int) -> str:
+        return dedent("\n".join(self._lines[first - 1 : last]))
 
 
-def declared(root: Path, module: PublicModule) -> Iterator[Declared]:
-    """The public names of a module, in the order of its source, or as they are listed.
-
-    Args:
-        root: the directory that holds the packages.
-
-    Raises:
-        ValueError: a listed name is not declared, or not documented.
-    """
-    tree = _tree(root, module.name)
-    exported = module.names or _exported(tree)
-    names = exported or tuple(name for name in _defined(tree) if not name.startswith("_"))
-    for name in names:
-        yield _find(root, module.name, name, shown_in=module.name)
+def _target(node: ast.stmt) -> str | None:
+    if isinstance(node, ast.Assign) and len(node.targets) == 1:
+        target: ast.expr = node.targets[0]
+    elif isinstance(node, ast.AnnAssign):
+        target = node.target
+    else:
+        return None
+    return target.id if isinstance(target, ast.Name) else None
 
 
-def module_doc(root: Path, module: str) -> str:
-    """The docstring of a module."""
-    return ast.get_docstring(_tree(root, module)) or ""
+def _name(node: ast.stmt) -> str | None:
+    """What a statement defines: a class, a function, or a name for a value."""
+    if isinstance(node, _DECORATED):
+        return node.name
+    return _target(node)
 
 
-def _find(root: Path, module: str, name: str, *, shown_in: str) -> Declared:
-    tree = _tree(root, module)
-    found = _defined(tree).get(name)
-    if found is not None:
-        made = Declared(module=shown_in, name=name, statement=found[0], alias_doc=found[1])
-        if not made.doc:
-            raise ValueError(f"{module}.{name} is public and has no docstring: write one")
-        return made
-    for statement in tree.body:
-        if isinstance(statement, ast.ImportFrom) and statement.module:
-            for alias in statement.names:
-                if (alias.asname or alias.name) == name:
-                    return _find(root, statement.module, alias.name, shown_in=shown_in)
-    raise ValueError(f"{module} declares no {name}: correct cluster/reference/public.py")
-
-
-def _tree(root: Path, module: str) -> ast.Module:
-    path = root.joinpath(*module.split("."))
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-
-
-def _exported(tree: ast.Module) -> tuple[str, ...]:
-    for statement in tree.body:
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
-            return tuple(ast.literal_eval(statement.value))
-    return ()
-
-
-def _defined(tree: ast.Module) -> dict[str, tuple[Statement, str]]:
-    """Name to statement, and to the string below it: how an alias is documented."""
-    found: dict[str, tuple[Statement, str]] = {}
-    for statement, below in zip(tree.body, [*tree.body[1:], None], strict=True):
-        if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            found[statement.name] = (statement, "")
-        elif isinstance(statement, ast.Assign | ast.AnnAssign):
-            target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
-            if isinstance(target, ast.Name):
-                found[target.id] = (statement, _string(below))
-    return found
-
-
-def _string(statement: ast.stmt | None) -> str:
-    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-        value = statement.value.value
-        return value if isinstance(value, str) else ""
+def _text_of(following: Sequence[ast.stmt]) -> str:
+    """The string behind an alias, which tells what it is."""
+    for node in following:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            return str(node.value.value)
     return ""
+
+
+def _is_field(node: ast.AnnAssign) -> bool:
+    name = _target(node)
+    return bool(name) and not str(name).startswith("_") and "ClassVar" not in ast.dump(node)
+
+
+def _is_public(method: str) -> bool:
+    # What can be called is called; the other names with underscores are the language's own.
+    return method == "__call__" or not method.startswith("_")
+
+
+def _sets(node: _Function) -> bool:
+    """Whether it is a property's setter, which has the property's name."""
+    return any(
+        isinstance(each, ast.Attribute) and each.attr == "setter" for each in node.decorator_list
+    )

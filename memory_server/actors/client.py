@@ -8,7 +8,7 @@ asks about them, goes to the coordinator.
 import secrets
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -33,8 +33,9 @@ from memory_server.errors import MemoryClosed
 from memory_server.index.base import IndexSettings
 from memory_server.requests import checked_request
 from memory_server.stats import MemoryStats
+from memory_server.store.store import Store
 from memory_server.waiting import wait_until_sealed
-from memory_server.wire.fan_out import SearchFanout
+from memory_server.wire.fan_out import SearchFanout, default_fan_in
 
 # What changes epochs waits for shards at least this long, however short a search's deadline is:
 # giving up on a search costs one answer, giving up on a switch ends a training.
@@ -51,6 +52,7 @@ class RayMemory:
         *,
         on_lost_shard: LostShardPolicy,
         deadline_s: float,
+        domains: Collection[str] = (),
         started: StartedActors | None = None,
     ) -> None:
         """See `start` and `attach`, which make one."""
@@ -65,6 +67,7 @@ class RayMemory:
         self._key_width = attachment.key_width
         self._policy: LostShardPolicy = on_lost_shard
         self._deadline_s = deadline_s
+        self._domains = tuple(domains)
         self._started = started
         self._opening = threading.Lock()
         self._fanout: SearchFanout | None = None
@@ -81,6 +84,7 @@ class RayMemory:
         name: str,
         encoder_step: int = 0,
         content_version: str | None = None,
+        domains: Collection[str] = (),
         index: IndexSettings | str = "flat",
         replicas: int = 1,
         placement: Placement = "spread",
@@ -91,7 +95,7 @@ class RayMemory:
         gpus_per_shard: float = 0.0,
         resources_per_shard: Mapping[str, float] | None = None,
         hedge_after_s: float | Literal["p95"] = "p95",
-        fan_in: int = 16,
+        fan_in: int | None = None,
         queue_limit: int = 256,
         host: str | None = None,
         queries: Literal["float16", "float32"] = "float16",
@@ -112,6 +116,8 @@ class RayMemory:
             weights: what makes the keys; None: go on with the weights, their step and, unless
                 given, the content that were live when the memory of `state_dir` ended.
             name: by which other processes attach; unique in the cluster.
+            domains: this client reads only their entries; the actors hold all, for other clients.
+                None named: all that are plugged. See `attach`.
             index: how keys are held and searched; a string is an `IndexSettings.kind`.
             replicas: actors that hold the same shard, on different nodes if there are several.
             placement: "spread" the actors over the nodes, or "pack" them on few.
@@ -122,7 +128,8 @@ class RayMemory:
             deadline_s: how long a search waits for a shard. Switching to an epoch and releasing
                 one wait as long, but at least `CONTROL_AT_LEAST_S`.
             hedge_after_s: seconds until a search asks a second replica; "p95": as measured.
-            fan_in: with more shards than this, a shard asks a group of so many for the client.
+            fan_in: with more shards than this, a shard asks a group of so many for the client;
+                None: `default_fan_in`, 16 with one replica and 256 with more.
             queue_limit: searches that may wait at a shard before others are told `Overloaded`.
             host: address of each node that its shards listen at; None: the one that Ray uses
                 between nodes. With "127.0.0.1" clients on other nodes go through Ray's own calls.
@@ -136,7 +143,7 @@ class RayMemory:
             server: instead of the arguments that it holds, for tests of failures.
 
         Raises:
-            ValueError, StoreNotFound, StoreDamaged, UnknownVersion, StateNotFound,
+            ValueError, StoreNotFound, StoreDamaged, UnknownVersion, UnknownDomain, StateNotFound,
             MemoryServerError: refused. RefreshFailed: the first epoch failed. ShardLost: the
                 actors did not come up. No actor stays.
         """
@@ -164,12 +171,21 @@ class RayMemory:
             encoder_step=encoder_step,
             content_version=content_version,
         )
-        layout = replace(layout, hedge_after_s=hedge_after_s, fan_in=fan_in, queries=queries)
+        if domains:
+            Store.open(layout.store_path).manifest(first.content_version).of_domains(domains)
+        asked_directly = default_fan_in(settings.replicas) if fan_in is None else fan_in
+        layout = replace(
+            layout, hedge_after_s=hedge_after_s, fan_in=asked_directly, queries=queries
+        )
         started = start_actors(layout, settings, encoder, first.book, timeout_s=start_timeout_s)
         try:
             leader = Leader.find(name, timeout_s=start_timeout_s)
             memory = cls(
-                leader, on_lost_shard=on_lost_shard, deadline_s=deadline_s, started=started
+                leader,
+                on_lost_shard=on_lost_shard,
+                deadline_s=deadline_s,
+                domains=domains,
+                started=started,
             )
             memory._shards()  # refuses bad settings of searches before any work
             epoch = memory.stage(
@@ -195,15 +211,29 @@ class RayMemory:
 
     @classmethod
     def attach(
-        cls, name: str, *, on_lost_shard: LostShardPolicy = "wait", deadline_s: float = 60.0
+        cls,
+        name: str,
+        *,
+        on_lost_shard: LostShardPolicy = "wait",
+        deadline_s: float = 60.0,
+        domains: Collection[str] = (),
     ) -> Self:
         """Find a memory that another process started.
 
+        Args:
+            domains: this client reads only their entries, as if nothing else was in the memory:
+                it answers bit for bit as `LocalMemory(domains=...)`, always exactly. If another
+                client makes content live that has not all of them, it raises UnknownDomain.
+
         Raises:
             CoordinatorLost: there is none of this name in the cluster, or it does not answer.
+            UnknownDomain: the live content has not all of `domains`.
         """
         leader = Leader.find(name, timeout_s=max(deadline_s, CONTROL_AT_LEAST_S))
-        return cls(leader, on_lost_shard=on_lost_shard, deadline_s=deadline_s)
+        memory = cls(leader, on_lost_shard=on_lost_shard, deadline_s=deadline_s, domains=domains)
+        if domains:
+            memory.info()
+        return memory
 
     @staticmethod
     def list_servers() -> list[ServerInfo]:
@@ -222,8 +252,10 @@ class RayMemory:
         """
         shut_down(name, forget=forget)
 
-    def __reduce__(self) -> tuple[Callable[..., "RayMemory"], tuple[str, LostShardPolicy, float]]:
-        return _attach, (self._layout.name, self._policy, self._deadline_s)
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[..., "RayMemory"], tuple[str, LostShardPolicy, float, tuple[str, ...]]]:
+        return _attach, (self._layout.name, self._policy, self._deadline_s, self._domains)
 
     @property
     def name(self) -> str:
@@ -236,8 +268,12 @@ class RayMemory:
         return self._layout
 
     def info(self) -> MemoryInfo:
-        """See `Memory.info`."""
-        info: MemoryInfo = self._control("info")
+        """See `Memory.info`. Of domains, `entries` is theirs and `bytes` those of the whole memory.
+
+        Raises:
+            UnknownDomain: the live content has not all of this client's.
+        """
+        info: MemoryInfo = self._control("info", *([self._domains] if self._domains else []))
         self._key_width = info.key_width
         return info
 
@@ -254,7 +290,9 @@ class RayMemory:
         self._check_open()
         width = self._key_width if self._key_width is not None else self.info().key_width
         queries, excluded = checked_request(queries_BQ, k, exclude_doc_ids, width)
-        return self._shards().search(queries, k, excluded, epoch=epoch, exact=exact)
+        return self._shards().search(
+            queries, k, excluded, epoch=epoch, exact=exact, domains=self._domains
+        )
 
     def stage(
         self,
@@ -263,7 +301,13 @@ class RayMemory:
         weights: Mapping[str, Tensor] | None = None,
         content_version: str | None = None,
     ) -> int:
-        """See `Memory.stage`. Returns when the weights are on the coordinator's disk."""
+        """See `Memory.stage`. Returns when the weights are on the coordinator's disk.
+
+        Raises:
+            UnknownDomain: the content has not all of this client's.
+        """
+        if self._domains and content_version is not None:
+            self._control("check_domains", content_version, self._domains)
         packed = None if weights is None else pack_weights(weights)
         request = secrets.token_hex(8)
         epoch: int = self._control("stage", request, encoder_step, packed, content_version)
@@ -313,7 +357,8 @@ class RayMemory:
     def entries(self, ids: Sequence[int]) -> list[Entry]:
         """See `Memory.entries`. A lost shard is always waited for."""
         self._check_open()
-        return self._shards().entries([int(entry_id) for entry_id in ids])
+        wanted = [int(entry_id) for entry_id in ids]
+        return self._shards().entries(wanted, domains=self._domains)
 
     def stats(self) -> MemoryStats:
         """What the memory and this process have counted; blocks for a second or two at most."""
@@ -360,5 +405,7 @@ class RayMemory:
             raise MemoryClosed("this memory was closed; start or attach to another one")
 
 
-def _attach(name: str, policy: LostShardPolicy, deadline_s: float) -> RayMemory:
-    return RayMemory.attach(name, on_lost_shard=policy, deadline_s=deadline_s)
+def _attach(
+    name: str, policy: LostShardPolicy, deadline_s: float, domains: tuple[str, ...]
+) -> RayMemory:
+    return RayMemory.attach(name, on_lost_shard=policy, deadline_s=deadline_s, domains=domains)

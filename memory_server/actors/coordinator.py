@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from memory_server.actors.book import KeptBook
@@ -58,7 +58,7 @@ class Coordinator:
         layout = self._layout
         state = StateDirectory(layout.state_dir)
         self._secret = state.secret()
-        store = Store.open(layout.store_path)
+        self._store = store = Store.open(layout.store_path)
         self._book = KeptBook(state, booked=self._booked)  # last: it holds the directory
         self._replicas = Replicas(layout)
         self._stager = Stager(self._book, self._replicas, store, layout.tables_pay_from)
@@ -215,8 +215,15 @@ class Coordinator:
             server.epochs.forget_left(time.monotonic())
         self._replicas.tell(self._book.orders())
 
-    def info(self) -> MemoryInfo:
-        """Describe the live epoch; bytes are of one replica of each shard."""
+    def info(self, domains: Collection[str] = ()) -> MemoryInfo:
+        """Describe the live epoch; bytes are of one replica of each shard.
+
+        Args:
+            domains: entries are those of these; none named: all.
+
+        Raises:
+            UnknownDomain: the live content has not all of them.
+        """
         self._check()
         with self._book.read() as server:
             book = server.epochs
@@ -225,8 +232,12 @@ class Coordinator:
             receipts = list(book.receipts[book.live].values())
             plan = book.plans[book.live]
         meta = self._layout.meta
+        entries = sum(receipt.live_rows for receipt in receipts)
+        if domains:
+            refs = self._store.manifest(plan.content_version).of_domains(domains)
+            entries = sum(ref.live for ref in refs)
         return MemoryInfo(
-            entries=sum(receipt.live_rows for receipt in receipts),
+            entries=entries,
             shards=self._layout.shards,
             key_width=receipts[0].key_width,
             entry_tokens=meta.entry_tokens,
@@ -240,6 +251,11 @@ class Coordinator:
             },
             index=self._layout.index.describe(),
         )
+
+    def check_domains(self, content_version: str, domains: Collection[str]) -> None:
+        """Raises UnknownDomain: a version has not all of them. UnknownVersion, StoreDamaged."""
+        self._check()
+        self._store.manifest(content_version).of_domains(domains)
 
     def stats(self) -> MemoryStats:
         """Ask every replica; one that does not answer is "silent"."""

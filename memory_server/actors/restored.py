@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from torch import Tensor
 
@@ -42,19 +42,31 @@ class RestoredShard:
         epoch: int | None = None,
         wait_s: float = 0.0,
         exact: bool = False,
+        domains: Collection[str] = (),
     ) -> ShardReply:
         """See `Shard.search`. Raises ShardRestoring."""
         with self._restoring(epoch, wait_s):
             return self._inner.search(
-                queries_BQ, k, exclude_doc_ids, epoch=epoch, wait_s=wait_s, exact=exact
+                queries_BQ,
+                k,
+                exclude_doc_ids,
+                epoch=epoch,
+                wait_s=wait_s,
+                exact=exact,
+                domains=domains,
             )
 
     def entries(
-        self, ids: Sequence[int], *, epoch: int | None = None, wait_s: float = 0.0
+        self,
+        ids: Sequence[int],
+        *,
+        epoch: int | None = None,
+        wait_s: float = 0.0,
+        domains: Collection[str] = (),
     ) -> list[Entry]:
         """See `Shard.entries`. Raises ShardRestoring."""
         with self._restoring(epoch, wait_s):
-            return self._inner.entries(ids, epoch=epoch, wait_s=wait_s)
+            return self._inner.entries(ids, epoch=epoch, wait_s=wait_s, domains=domains)
 
     @contextlib.contextmanager
     def _restoring(self, epoch: int | None, wait_s: float) -> Iterator[None]:

@@ -122,6 +122,7 @@ class ShardHost:
             k=arguments["k"],
             exclude_doc_ids=None if excluded is None else excluded.copy(),
             exact=arguments["exact"],
+            domains=arguments["domains"],
         )
         return self._server.ask(
             request,
@@ -135,7 +136,10 @@ class ShardHost:
         """`Shard.entries`."""
         self._check()
         return self._restored.entries(
-            arguments["ids"], epoch=arguments["epoch"], wait_s=arguments["wait_s"]
+            arguments["ids"],
+            epoch=arguments["epoch"],
+            wait_s=arguments["wait_s"],
+            domains=arguments["domains"],
         )
 
     @ray.method(concurrency_group="control")

@@ -11,8 +11,9 @@ import torch
 from memory_server.index.approximate_index import ApproximateIndex
 from memory_server.index.base import IndexInput, IndexSettings, RecentQueries
 from memory_server.index.faiss_filling import build_block, sample_rows
+from memory_server.index.faiss_gpu import check_device
 from memory_server.index.faiss_index import FaissBlock
-from memory_server.index.faiss_kinds import bytes_per_row, check_device, empty_index, least_rows
+from memory_server.index.faiss_kinds import bytes_per_row, empty_index, least_rows
 from memory_server.index.faiss_presets import SMALLEST_BLOCK, Recipe, recipe_for
 from memory_server.index.recall_audit import judge_recall
 from memory_server.index.recall_gate import RecallGate

@@ -40,24 +40,6 @@ def torch_threads(codes: float | None = None) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def gpu_count() -> int:
-    """GPUs that this FAISS can use; 0 for its CPU build, and where there is none."""
-    if not hasattr(faiss, "StandardGpuResources"):
-        return 0
-    return int(faiss.get_num_gpus())
-
-
-def check_device(device: torch.device) -> None:
-    """Raise ValueError if FAISS cannot serve a shard on this device."""
-    if device.type == "cpu" or gpu_count() > (device.index or 0):
-        return
-    raise ValueError(
-        f"a FAISS index for a shard on {device} needs a FAISS that sees this GPU, and this one "
-        f"sees {gpu_count()}; install the extra gpu (faiss-gpu-cu12) in place of cpu, take "
-        'index="flat", or put the shard on the CPU'
-    )
-
-
 def empty_index(recipe: Recipe, width: int) -> Any:
     """The recipe's index, untrained and empty, with its search parameters set.
 

@@ -25,7 +25,7 @@ from memory_server.index.search_queries import SearchQueries
 
 QUERY_BLOCK = 512
 CANDIDATE_SCORES = {"cpu": 1 << 23, "cuda": 1 << 28}
-FLOAT64_ROWS = 4096
+FLOAT64_ROWS = {"cpu": 1 << 12, "cuda": 1 << 16}  # scored at once
 FEW, SECOND_ROOM = 16, 8  # if 1 in so many queries is doubtful, it has so much more room
 EXACT_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
 Terms = TypeVar("Terms", Tensor, npt.NDArray[np.float64])
@@ -192,8 +192,9 @@ class FlatIndex:
         queries = queries_BQ.double()
         rows_BM = torch.empty(batch, 0, dtype=torch.int64, device=self._device)
         scores_BM = queries_BQ.new_empty(batch, 0)
-        for first in range(0, self._rows, FLOAT64_ROWS):
-            rows = torch.arange(first, min(first + FLOAT64_ROWS, self._rows), device=self._device)
+        at_once = FLOAT64_ROWS[self._device.type]
+        for first in range(0, self._rows, at_once):
+            rows = torch.arange(first, min(first + at_once, self._rows), device=self._device)
             # Removed rows may have no exact key.
             rows = self._barred.eligible(rows.unsqueeze(0), None)[0]
             rows = rows[rows >= 0]
@@ -203,10 +204,20 @@ class FlatIndex:
             scores_BC.masked_fill_(rows_BC < 0, NEGATIVE_INFINITY)
             rows_BM = torch.cat([rows_BM, rows_BC], dim=1)
             scores_BM = torch.cat([scores_BM, scores_BC], dim=1)
-            ids_BM = self._ids_N[rows_BM.clamp(min=0)].masked_fill(rows_BM < 0, -1)
-            order_BM = order_hits(scores_BM, ids_BM)[:, :wanted]
-            rows_BM, scores_BM = rows_BM.gather(1, order_BM), scores_BM.gather(1, order_BM)
+            rows_BM, scores_BM = self._first(rows_BM, scores_BM, wanted)
         return rows_BM
+
+    def _first(self, rows_BM: Tensor, scores_BM: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+        """The `wanted` best in order, ties to the lower id; sorts only what may be among them."""
+        if wanted < scores_BM.shape[1]:
+            least_B1 = scores_BM.topk(wanted, dim=1).values[:, -1:]
+            most = int((~(scores_BM < least_B1)).sum(dim=1).max())  # NaN is first
+            # `topk` breaks ties as it likes, but all that reach the least score are among so many.
+            kept_BM = scores_BM.topk(most, dim=1).indices
+            rows_BM, scores_BM = rows_BM.gather(1, kept_BM), scores_BM.gather(1, kept_BM)
+        ids_BM = self._ids_N[rows_BM.clamp(min=0)].masked_fill(rows_BM < 0, -1)
+        order_BM = order_hits(scores_BM, ids_BM)[:, :wanted]
+        return rows_BM.gather(1, order_BM), scores_BM.gather(1, order_BM)
 
 
 def exact_inner_products(queries_BQ: Tensor, keys_BMQ: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from memory_server.api import Entry
 from memory_server.shard.partition import Span, deal_rows
-from memory_server.store.manifest import SegmentRef
+from memory_server.store.manifest import SegmentRef, check_domains
 from memory_server.store.segments import Int64Array, Segment
 from memory_server.store.store import Store
 
@@ -132,8 +132,32 @@ class ShardContent:
             out[chosen] = part.segment.tokens.take(flat[chosen] - part.offset + part.start, axis=0)
         return out.reshape(*rows.shape, self.entry_tokens)
 
-    def find(self, ids: Sequence[int]) -> list[Entry]:
-        """The live entries that this shard holds, of those asked."""
+    def check_domains(self, names: Collection[str]) -> None:
+        """Raises UnknownDomain: the version has not all of these."""
+        check_domains(self.version, self.refs, names)
+
+    def spans_of(self, domains: Collection[str]) -> list[tuple[int, int]]:
+        """The rows of these domains: (first, one past the last) of each run, ascending."""
+        spans: list[tuple[int, int]] = []
+        for part in self.parts:
+            if part.ref.domain not in domains:
+                continue
+            first = part.offset
+            if spans and spans[-1][1] == first:
+                first = spans.pop()[0]
+            spans.append((first, part.offset + part.rows))
+        return spans
+
+    def find(self, ids: Sequence[int], domains: Collection[str] = ()) -> list[Entry]:
+        """The live entries that this shard holds, of those asked.
+
+        Args:
+            domains: only of these; none named: of all.
+
+        Raises:
+            UnknownDomain: the version has not all of them.
+        """
+        self.check_domains(domains)
         if self._by_id is None:
             live = np.flatnonzero(self.is_live)
             rows = live[np.argsort(self.ids[live], kind="stable")]
@@ -143,7 +167,10 @@ class ShardContent:
         positions = np.searchsorted(sorted_ids, wanted)
         found = positions < len(sorted_ids)
         found[found] = sorted_ids[positions[found]] == wanted[found]
-        return [self._entry(int(row)) for row in by_id[positions[found]]]
+        rows = by_id[positions[found]]
+        if domains:
+            rows = rows[[self._part_of(int(row)).ref.domain in domains for row in rows]]
+        return [self._entry(int(row)) for row in rows]
 
     def tail_rows_kept_from(self, other: "ShardContent") -> tuple[Int64Array, Int64Array]:
         """Rows of the tail that are live here and there: (rows here, the same rows there)."""
@@ -162,8 +189,11 @@ class ShardContent:
         both = self.is_live[mine] & other.is_live[rows]
         return mine[both], rows[both]
 
+    def _part_of(self, row: int) -> Part:
+        return self.parts[int(np.searchsorted(self._offsets, row, side="right")) - 1]
+
     def _entry(self, row: int) -> Entry:
-        part = self.parts[int(np.searchsorted(self._offsets, row, side="right")) - 1]
+        part = self._part_of(row)
         at = [row - part.offset + part.start]
         return Entry(
             id=int(self.ids[row]),

@@ -128,15 +128,16 @@ class EpochBuilder:
             )
         ids_N = torch.from_numpy(content.ids).to(self._device)
         recent = self._queries.recent()
+        rows = IndexInput(
+            keys=keys,
+            ids_N=ids_N,
+            doc_ids_N=torch.from_numpy(content.doc_ids).to(self._device),
+            dead_rows=torch.from_numpy(content.dead_rows).to(self._device),
+            exact_keys=None if scoring is None else exact_keys,
+        )
         index = build_index(
             self._settings,
-            IndexInput(
-                keys=keys,
-                ids_N=ids_N,
-                doc_ids_N=torch.from_numpy(content.doc_ids).to(self._device),
-                dead_rows=torch.from_numpy(content.dead_rows).to(self._device),
-                exact_keys=None if scoring is None else exact_keys,
-            ),
+            rows,
             previous=sealed[0].index if sealed else None,
             recent_queries=recent,
             check=lambda: advance(0),
@@ -170,7 +171,12 @@ class EpochBuilder:
             )
             audit.note_stale_share(share)
         return SealedEpoch(
-            weights_id=plan.weights_id, content=content, keys=keys, index=index, receipt=receipt
+            weights_id=plan.weights_id,
+            content=content,
+            keys=keys,
+            index=index,
+            rows=rows,
+            receipt=receipt,
         )
 
     def stage_cost(self, plan: EpochPlan, sealed: Sequence[SealedEpoch]) -> StageCost:

@@ -4,9 +4,10 @@ import threading
 from dataclasses import dataclass, field
 
 from memory_server.api import StageState
-from memory_server.index.base import Index
+from memory_server.index.base import Index, IndexInput
 from memory_server.keys.key_blocks import BlockedKeys
 from memory_server.shard.content import ShardContent
+from memory_server.shard.domain_index import DomainIndexes
 from memory_server.shard.epochs import EpochPlan, Receipt
 
 
@@ -25,13 +26,20 @@ class ShardStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class SealedEpoch:
-    """All that answers: immutable. `weights_id` is of the weights that made the keys."""
+    """All that answers: immutable, but for what is built when it is first asked for.
+
+    Attributes:
+        weights_id: of the weights that made the keys.
+        rows: what the index was built from.
+    """
 
     weights_id: int
     content: ShardContent
     keys: BlockedKeys
     index: Index
+    rows: IndexInput
     receipt: Receipt
+    domain_indexes: DomainIndexes = field(default_factory=DomainIndexes, compare=False)
 
 
 @dataclass(kw_only=True)

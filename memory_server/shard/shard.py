@@ -177,12 +177,17 @@ class Shard:
         epoch: int | None = None,
         wait_s: float = 0.0,
         exact: bool = False,
+        domains: Collection[str] = (),
     ) -> ShardReply:
-        """The shard's k best. `wait_s`: how long to wait for an epoch that is being built again.
+        """The shard's k best.
+
+        Args:
+            wait_s: how long to wait for an epoch that is being built again.
+            domains: only of these, exactly; none named: of all that the shard holds.
 
         Raises:
             ValueError: the request is bad. UnknownEpoch, EpochNotSealed, RefreshFailed: no such
-                epoch.
+                epoch. UnknownDomain: its content has not all of `domains`.
         """
         sealed = self._sealed(epoch, wait_s)
         queries_BQ, excluded = checked_request(
@@ -190,13 +195,16 @@ class Shard:
         )
         # Search is in full precision, whatever the caller trains in.
         with torch.autocast(self._device.type, enabled=False):
-            hits = sealed.index.search(
-                queries_BQ.to(self._device),
-                k,
-                None if excluded is None else excluded.to(self._device),
-                exact=exact,
-            )
-        self.queries.add(queries_BQ, k, excluded)
+            there_BQ = queries_BQ.to(self._device)
+            excluded_B = None if excluded is None else excluded.to(self._device)
+            if domains:
+                hits = sealed.domain_indexes.search(
+                    sealed.content, sealed.rows, domains, there_BQ, k, excluded_B, exact=exact
+                )
+            else:
+                hits = sealed.index.search(there_BQ, k, excluded_B, exact=exact)
+        if not domains:  # what an approximate index will be asked again
+            self.queries.add(queries_BQ, k, excluded)
         rows = hits.rows.cpu().numpy()
         content = sealed.content
         pads = rows < 0
@@ -212,10 +220,15 @@ class Shard:
         )
 
     def entries(
-        self, ids: Sequence[int], *, epoch: int | None = None, wait_s: float = 0.0
+        self,
+        ids: Sequence[int],
+        *,
+        epoch: int | None = None,
+        wait_s: float = 0.0,
+        domains: Collection[str] = (),
     ) -> list[Entry]:
-        """The live entries that this shard holds, of those asked."""
-        return self._sealed(epoch, wait_s).content.find(checked_ids(ids))
+        """The live entries that this shard holds, of those asked; of `domains` alone, if named."""
+        return self._sealed(epoch, wait_s).content.find(checked_ids(ids), domains)
 
     def close(self) -> None:
         """Stop staging and drop every epoch."""

@@ -9,7 +9,7 @@ is read.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -85,14 +85,19 @@ class Manifest:
         Raises:
             UnknownDomain: one is not plugged; names those that are.
         """
-        plugged = self.domains()
-        unknown = [name for name in names if name not in plugged]
-        if unknown:
-            raise UnknownDomain(
-                f"version {self.version} has no domain {', '.join(map(repr, unknown))}; it has "
-                f"{', '.join(sorted(plugged)) or 'none'}"
-            )
+        check_domains(self.version, self.segments, names)
         return tuple(ref for ref in self.segments if not names or ref.domain in names)
+
+
+def check_domains(version: str, segments: Iterable[SegmentRef], names: Collection[str]) -> None:
+    """Raises UnknownDomain: a version of these segments has not all of these domains."""
+    plugged = {ref.domain for ref in segments}
+    unknown = [name for name in names if name not in plugged]
+    if unknown:
+        raise UnknownDomain(
+            f"version {version} has no domain {', '.join(map(repr, unknown))}; it has "
+            f"{', '.join(sorted(plugged)) or 'none'}"
+        )
 
 
 def new_manifest(

@@ -119,19 +119,21 @@ class SearchFanout:
         *,
         epoch: int | None = None,
         exact: bool = False,
+        domains: tuple[str, ...] = (),
     ) -> Retrieved:
         """The k best of all shards, from one epoch. Blocks until the deadline at most.
 
         Args:
             queries_BQ: float32, finite, of the keys' width: `requests.checked_request` sees to it.
             epoch: None: the live one. If it is switched while shards are asked, the newer one.
+            domains: only their entries; none named: all.
 
         Returns:
             Tensors on the queries' device.
 
         Raises:
             ValueError: the request is bad or too large. MemoryClosed: by this process.
-            UnknownEpoch, EpochNotSealed, RefreshFailed: as the shards say.
+            UnknownEpoch, EpochNotSealed, RefreshFailed, UnknownDomain: as the shards say.
             ShardLost: a shard did not answer ("wait"), or none did.
             Overloaded: a queue was full until the deadline.
             AccessRefused: the servers know another secret.
@@ -143,6 +145,7 @@ class SearchFanout:
             if exclude_doc_ids is None
             else exclude_doc_ids.detach().cpu().numpy().astype(np.int64),
             exact=exact,
+            domains=domains,
         )
         rows = len(request.queries)
         # Who asks for exact answers wants them to the queries as they are.
@@ -156,6 +159,7 @@ class SearchFanout:
                 "epoch": epoch,
                 "wait_s": wait_s,
                 "exact": exact,
+                "domains": domains,
             }
 
         question = Question(
@@ -212,8 +216,13 @@ class SearchFanout:
             self._counters.add(degraded=1)
         return replies, missing
 
-    def entries(self, ids: Sequence[int], *, epoch: int | None = None) -> list[Entry]:
+    def entries(
+        self, ids: Sequence[int], *, epoch: int | None = None, domains: tuple[str, ...] = ()
+    ) -> list[Entry]:
         """The live entries with these ids, in the order asked. A lost shard is always waited for.
+
+        Args:
+            domains: only of these; none named: of all.
 
         Raises:
             UnknownEntry: names the ids that are not there. Otherwise see `search`.
@@ -221,10 +230,15 @@ class SearchFanout:
         wanted = [int(entry_id) for entry_id in ids]
         question = Question(
             kind=Kind.ENTRIES,
-            body=_small_enough(pack_ids(wanted), len(wanted)),
+            body=_small_enough(pack_ids(wanted, domains), len(wanted)),
             decode=lambda body, shard: unpack_entries(body),
             method="entries",
-            arguments=lambda e, wait_s: {"ids": wanted, "epoch": e, "wait_s": wait_s},
+            arguments=lambda e, wait_s: {
+                "ids": wanted,
+                "epoch": e,
+                "wait_s": wait_s,
+                "domains": domains,
+            },
         )
         deadline = time.monotonic() + self._deadline_s
         for tries_left in reversed(range(ENTRIES_TRIES)):
@@ -270,6 +284,16 @@ class SearchFanout:
             else "no shard answered"
         )
         raise ShardLost(f"memory {self._name!r} cannot answer: {reasons}; {hint}")
+
+
+def default_fan_in(replicas: int) -> int:
+    """How many shards a client asks by itself.
+
+    With one replica relays are as good at every size, and better with many clients. With more, a
+    relay is given one replica of each shard and cannot ask a second one when it is slow: asked
+    directly, 256 shards answered 99 % of searches in an eighth of the time (docs/simulation.md).
+    """
+    return 16 if replicas == 1 else 256
 
 
 def groups_of(shards: int, fan_in: int) -> list[tuple[int, ...]]:

@@ -3,7 +3,7 @@
 import random
 import threading
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,8 +29,12 @@ class _Replica:
 class ReplicaBook:
     """How each replica of each shard has been answering this process. Thread-safe."""
 
-    def __init__(self, replicas: Sequence[int]) -> None:
+    def __init__(
+        self, replicas: Sequence[int], *, lot: Callable[[], float] = random.random
+    ) -> None:
+        """`lot` draws between equals; a simulation gives one that it can repeat."""
         self._lock = threading.Lock()
+        self._lot = lot
         self._replicas = [[_Replica() for _ in range(count)] for count in replicas]
 
     def choose(self, shard: int, usable: Collection[int], now: float) -> int:
@@ -52,7 +56,7 @@ class ReplicaBook:
                     replica.lost,
                     (replica.outstanding + 1) * recent_s,
                     replica.outstanding,
-                    random.random(),
+                    self._lot(),
                 )
 
             return min(usable, key=cost)

@@ -43,8 +43,8 @@ def take_joinable(queue: deque[Waiting], max_rows: int) -> list[Waiting]:
     """Remove the first search, and with it all that it may be answered together with.
 
     They name the same epoch (or none: the live one, which is then looked up once for all), exact
-    or not, the same width, and a similar k; together they have at most `max_rows` queries, or are
-    one. The others keep their order.
+    or not, the same domains, the same width, and a similar k; together they have at most `max_rows`
+    queries, or are one. The others keep their order.
     """
     first = queue.popleft()
     taken, rows, smallest, largest = [first], first.rows, first.request.k, first.request.k
@@ -63,9 +63,9 @@ def take_joinable(queue: deque[Waiting], max_rows: int) -> list[Waiting]:
     return taken
 
 
-def _what(waiting: Waiting) -> tuple[int | None, bool, int]:
+def _what(waiting: Waiting) -> tuple[int | None, bool, int, tuple[str, ...]]:
     request = waiting.request
-    return waiting.preamble.epoch, request.exact, request.queries.shape[1]
+    return waiting.preamble.epoch, request.exact, request.queries.shape[1], request.domains
 
 
 def joined(requests: Sequence[SearchRequest]) -> tuple[Float32Array, int, Int64Array | None]:

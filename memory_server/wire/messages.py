@@ -27,14 +27,23 @@ ERROR_TYPES: Mapping[str, type[Exception]] = {
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-def pack_ids(ids: Sequence[int]) -> bytes:
-    return pack_body({}, {"ids": np.asarray(ids, dtype=np.int64)})
+def pack_ids(ids: Sequence[int], domains: Sequence[str] = ()) -> bytes:
+    fields = {"domains": list(domains)} if domains else {}
+    return pack_body(fields, {"ids": np.asarray(ids, dtype=np.int64)})
 
 
-def unpack_ids(body: bytes) -> list[int]:
-    """The ids of the entries that are asked for. Raises BadMessage."""
-    ids: list[int] = _array(unpack_body(body)[1], "ids", ("<i8",), 1).tolist()
-    return ids
+def unpack_ids(body: bytes) -> tuple[list[int], tuple[str, ...]]:
+    """The ids of the entries that are asked for, and the domains that they must be of (none: any).
+
+    Raises:
+        BadMessage: it is something else.
+    """
+    fields, arrays = unpack_body(body)
+    ids: list[int] = _array(arrays, "ids", ("<i8",), 1).tolist()
+    domains = fields.get("domains", [])
+    if not isinstance(domains, list) or not all(isinstance(name, str) for name in domains):
+        raise BadMessage("domains are a list of names")
+    return ids, tuple(domains)
 
 
 def pack_entries(entries: Sequence[Entry]) -> bytes:

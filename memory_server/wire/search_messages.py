@@ -1,14 +1,19 @@
 """The bodies of searches and of their hits: a fixed header and arrays, as they are most of what
 travels. Everything is checked before it is used, as in `frames.unpack_body`, which reads the rest.
 
+A search of some domains alone: a tag, the length of their names as JSON, these, filled up to a
+multiple of 8, and then a search. Any other search is as it would be without domains.
+
 A search: its header; documents to leave out, int64 [B], if there are any; queries, float16 or
 float32 [B, Q]; the queries' exponents, int16 [B], with float16 only.
 
 Hits: their header; ids and doc_ids, int64 [B, k]; scores, float32 [B, k]; tokens [B, k, S].
 """
 
+import json
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +29,10 @@ Int64Array = npt.NDArray[np.int64]
 # Tag, exact, documents are left out, float16, rows, width, k.
 _SEARCH = struct.Struct("<4s???xIIq")
 _SEARCH_TAG = b"ask1"
+# Tag, bytes of the names.
+_DOMAINS = struct.Struct("<4sI")
+_DOMAINS_TAG = b"dom1"
+MAX_DOMAINS_BYTES = 64 << 10
 # Tag, exact, type of tokens, rows, k, tokens of an entry, epoch, encoder step.
 _HITS = struct.Struct("<4s?Bxx3Ixxxxqq")
 _HITS_TAG = b"hit1"
@@ -34,12 +43,16 @@ _F2, _F4, _I2, _I8 = (np.dtype(name) for name in ("<f2", "<f4", "<i2", "<i8"))
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRequest:
-    """What a shard is asked: queries float32 [B, Q], documents to leave out int64 [B] or None."""
+    """What a shard is asked: queries float32 [B, Q], documents to leave out int64 [B] or None.
+
+    `domains`: only their entries; none named: all.
+    """
 
     queries: Float32Array
     k: int
     exclude_doc_ids: Int64Array | None
     exact: bool
+    domains: tuple[str, ...] = ()
 
 
 def pack_search(request: SearchRequest, travelling: QueryType) -> bytes:
@@ -55,12 +68,14 @@ def pack_search(request: SearchRequest, travelling: QueryType) -> bytes:
         parts += [_bytes(scaled_BQ, _F2), _bytes(exponents_B, _I2)]
     else:
         parts.append(_bytes(request.queries, _F4))
-    return b"".join(parts)
+    return b"".join([*_domains(request.domains), *parts] if request.domains else parts)
 
 
 def unpack_search(body: bytes) -> SearchRequest:
     """Whether numbers are finite, and k allowed, the shard checks. Raises BadMessage."""
     if len(body) < _SEARCH.size or not body.startswith(_SEARCH_TAG):
+        if body.startswith(_DOMAINS_TAG) and len(body) >= _DOMAINS.size:
+            return _of_domains(body)
         raise BadMessage(f"{len(body)} bytes are no search")
     _, exact, excludes, half, rows, width, k = _SEARCH.unpack_from(body)
     for at, flag in zip(range(4, 7), (exact, excludes, half), strict=True):
@@ -79,6 +94,35 @@ def unpack_search(body: bytes) -> SearchRequest:
     else:
         queries = sent.copy()
     return SearchRequest(queries=queries, k=k, exclude_doc_ids=exclude, exact=exact)
+
+
+def _domains(names: Sequence[str]) -> list[bytes]:
+    text = json.dumps(list(names)).encode()
+    if len(text) > MAX_DOMAINS_BYTES:
+        raise ValueError(
+            f"the names of {len(names)} domains have {len(text)} bytes, {MAX_DOMAINS_BYTES} are "
+            "allowed; name fewer"
+        )
+    return [_DOMAINS.pack(_DOMAINS_TAG, len(text)), text, bytes(-len(text) % ALIGNMENT)]
+
+
+def _of_domains(body: bytes) -> SearchRequest:
+    """Raises BadMessage."""
+    _, length = _DOMAINS.unpack_from(body)
+    at = _DOMAINS.size + length
+    inner = at + -length % ALIGNMENT
+    if length > MAX_DOMAINS_BYTES or inner > len(body):
+        raise BadMessage(f"names of {length} bytes do not fit a body of {len(body)}")
+    try:
+        names = json.loads(body[_DOMAINS.size : at])
+    except (ValueError, RecursionError) as error:
+        raise BadMessage("the domains are not JSON") from error
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise BadMessage("domains are a list of names")
+    request = body[inner:]
+    if not request.startswith(_SEARCH_TAG):  # also: never nested
+        raise BadMessage("behind its domains there is no search")
+    return replace(unpack_search(request), domains=tuple(names))
 
 
 def pack_hits(reply: ShardReply) -> bytes:

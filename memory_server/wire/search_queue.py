@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +34,7 @@ class Searchable(Protocol):
         epoch: int | None = None,
         wait_s: float = 0.0,
         exact: bool = False,
+        domains: Collection[str] = (),
     ) -> ShardReply: ...
 
 
@@ -192,6 +193,7 @@ class SearchQueue:
             None if excluded is None else torch.from_numpy(excluded),
             epoch=batch[0].preamble.epoch,
             exact=requests[0].exact,
+            domains=requests[0].domains,
         )
         with self._changed:
             self._searches += 1

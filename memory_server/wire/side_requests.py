@@ -6,7 +6,7 @@ searches may.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -26,7 +26,12 @@ class ShardLike(Searchable, Protocol):
     """What a server serves; `Shard` is one."""
 
     def entries(
-        self, ids: Sequence[int], *, epoch: int | None = None, wait_s: float = 0.0
+        self,
+        ids: Sequence[int],
+        *,
+        epoch: int | None = None,
+        wait_s: float = 0.0,
+        domains: Collection[str] = (),
     ) -> list[Entry]: ...
 
 
@@ -65,10 +70,10 @@ class SideRequests:
         Raises:
             BadMessage: it is none. Overloaded.
         """
-        ids = unpack_ids(body)
+        wanted = unpack_ids(body)
         self._begin(Kind.ENTRIES)
         self._counters.add(entries=1)
-        self._readers.submit(self._read, sender, preamble, ids, arrived)
+        self._readers.submit(self._read, sender, preamble, wanted, arrived)
 
     def relay(
         self, sender: bytes, preamble: Preamble, body: bytes, group: bytes, arrived: float
@@ -89,8 +94,15 @@ class SideRequests:
         self._relays.shutdown(wait=True, cancel_futures=True)
         self._relay.close()
 
-    def _read(self, sender: bytes, preamble: Preamble, ids: list[int], arrived: float) -> None:
+    def _read(
+        self,
+        sender: bytes,
+        preamble: Preamble,
+        wanted: tuple[list[int], tuple[str, ...]],
+        arrived: float,
+    ) -> None:
         """Runs on the readers' thread."""
+        ids, domains = wanted
         now = time.monotonic()
         try:
             if now >= arrived + preamble.timeout_s:
@@ -98,13 +110,16 @@ class SideRequests:
             patient = now < arrived + min(preamble.wait_s, preamble.timeout_s)
             try:
                 found = self._shard.entries(
-                    ids, epoch=preamble.epoch, wait_s=RESTORING_PAUSE_S if patient else 0.0
+                    ids,
+                    epoch=preamble.epoch,
+                    wait_s=RESTORING_PAUSE_S if patient else 0.0,
+                    domains=domains,
                 )
             except ShardRestoring:
                 if not patient or self._closed:
                     raise
                 # To the end of the queue: others may want an epoch that is there.
-                self._readers.submit(self._read, sender, preamble, ids, arrived)
+                self._readers.submit(self._read, sender, preamble, wanted, arrived)
                 return
             self._reply(sender, preamble, Kind.FOUND, pack_entries(found))
         except Exception as error:  # it travels to whoever asked

@@ -15,7 +15,10 @@ from tests.cluster.tiny_run import make_tiny_run
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "benchmarks"
-SHARED = {"harness", "invented", "recovery_watch", "served", "watch"}
+SHARED = {
+    "harness", "invented", "records", "recovery_watch", "served", "simulation_parts",
+    "simulation_whole", "suite", "watch",
+}  # fmt: skip
 COMMANDS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 
 
@@ -59,7 +62,8 @@ def test_help_says_what_is_measured_and_is_in_the_documents(
     first_line = (FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines()[0]
     assert first_line.strip('"') in printed
     assert "--json" in printed
-    documents = (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    pages = (REPOSITORY / "docs").glob("*.md")
+    documents = "".join(page.read_text(encoding="utf-8") for page in pages)
     assert f"python benchmarks/{name}.py" in documents
 
 
@@ -78,6 +82,14 @@ def test_data_is_read_faster_than_it_is_needed(tmp_path: Path) -> None:
         assert row["over_need"]["median"] > 1
 
 
+def test_steps_that_count_reads_are_compared_with_steps_that_do_not(tmp_path: Path) -> None:
+    words = ["--entries", "200", "--known", "5000", "--batch", "4", "--repeats", "4"]
+    found = figures("usage_overhead", tmp_path, *words, "--log-every", "2")
+    assert 0 < found["in_the_counter_share"] < 1
+    assert 0 < found["in_the_counter_ms"]["median"] < found["counted_ms"]["median"]
+
+
+@pytest.mark.long
 @pytest.mark.multiprocess
 def test_trainers_together_are_compared_with_trainers_alone(tmp_path: Path) -> None:
     words = ["--trainers", "1", "2", "--batch", "2", "--steps", "2", "--warmup", "1"]
@@ -209,3 +221,14 @@ def test_a_search_that_runs_beside_the_computation_is_compared(tmp_path: Path) -
     for row in rows[1::2]:
         assert row["whole_waits_ms"]["median"] >= 50
         assert row["hidden"] <= 1
+
+
+def test_a_plan_is_compared_with_what_is_measured(tmp_path: Path) -> None:
+    words = ["--configurations", "3000/16/int8/flat", "--seconds", "0.2", "--batch", "4"]
+    (row,) = figures("plan_check", tmp_path, *words)
+    pairs = row["planned_and_measured"]
+    assert pairs["keys"] == [3000 * (16 + 6)] * 2
+    for name in ("own", "peak"):
+        planned, measured = pairs[name]
+        assert 0.5 < planned / measured < 2
+    assert min(pairs["search"] + pairs["refresh"]) > 0

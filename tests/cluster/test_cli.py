@@ -99,7 +99,7 @@ def test_help_loads_nothing_heavy() -> None:
     ("words", "said"),
     [
         (["corpsu"], "did you mean `pluglm corpus`?"),
-        (["zzz"], "give one of quickstart, corpus, doctor, pretrain, launch, "),
+        (["zzz"], "give one of quickstart, corpus, doctor, calibrate, plan, pretrain, "),
         (["corpus"], "give one of build, info"),
         (["memory", "serch"], "memory serch: no such command; give one of info, search"),
         (["corpus", "build"], "required: --out"),

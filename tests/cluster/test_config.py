@@ -50,7 +50,8 @@ def test_shipped_configurations_load_and_come_back_equal(path: Path) -> None:
 
 
 def test_the_shipped_configurations_are_found() -> None:
-    assert {"quickstart", "synthetic", "pluglm-base"} <= {path.stem for path in CONFIGS}
+    found = {path.stem for path in CONFIGS}
+    assert {"quickstart", "synthetic", "pluglm-base", "pluglm-base-1b"} <= found
 
 
 def test_pluglm_base_has_the_papers_numbers() -> None:
@@ -257,6 +258,7 @@ CONSISTENT: dict[str, st.SearchStrategy[Any]] = {
     "optim.batch_size": st.sampled_from([64, 65_536]),
     "model.entry_encoder": st.just("word_embedding"),
     "model.entry_encoder_layers": st.just(0),
+    "runtime.gpus_per_trainer": st.floats(0.51, 1),
     "runtime.trainers": st.sampled_from([1, 2, 4]),
     "recovery.min_trainers": st.sampled_from([0, 1]),
     "runtime.micro_batch_size": st.sampled_from([0, 2, 16]),

@@ -1,4 +1,7 @@
-"""Every `pluglm` command and every setting that a document names is one."""
+"""Command lines of the documents parse as a whole, and every setting that they name is one.
+
+Commands that the prose only names are looked at in tests/cluster/reference.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,7 @@ import pytest
 
 from cluster.adaptation.in_task_settings import InTaskConfig
 from cluster.adaptation.settings import AdaptationConfig
-from cluster.cli.command import UsageError
-from cluster.cli.registry import COMMANDS, find_command, members
+from cluster.cli.registry import COMMANDS, find_command
 from cluster.config import PretrainConfig
 from cluster.config_sections import known_keys_of
 from trainer.finetune.settings import FinetuneSettings
@@ -28,6 +30,9 @@ DOCUMENTS = sorted(
     ]
 )
 PROGRAM = re.compile(r"(?:\$ )?(?:\.venv/bin/)?pluglm ([a-z-].*)")
+WRITTEN_BY_HAND = [
+    path for path in DOCUMENTS if path.suffix == ".md" and path.parent.name != "reference"
+]
 CONFIGURATIONS = {
     "finetune": FinetuneSettings,
     "adapt compare": AdaptationConfig,
@@ -37,17 +42,14 @@ KEYS = {
     kind: known_keys_of(kind)
     for kind in (PretrainConfig, FinetuneSettings, AdaptationConfig, InTaskConfig)
 }
-# Words of the prose that stand for something else than themselves.
-STANDS_FOR = re.compile(r"\.\.\.|[A-Z]+_?[A-Z]*$|\||KEY=|key=")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A command as a document has it: a whole one in a block, or one that the prose names."""
+    """A command of a block, as a document has it."""
 
     document: str
     text: str
-    whole: bool
 
     def __str__(self) -> str:
         return f"{self.document}: {self.text}"
@@ -66,27 +68,28 @@ def lines_of(document: Path) -> Iterator[Line]:
             found = PROGRAM.fullmatch(line.strip())
             # `pluglm COMMAND [options]` of the reference is a pattern.
             if found and "[" not in found[1].replace("[MASK]", "").replace("=[", ""):
-                yield Line(document=name, text=found[1], whole=True)
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
-    for named in re.findall(r"`pluglm ([a-z][^`]*)`", prose):
-        yield Line(document=name, text=" ".join(named.split()), whole=False)
+                yield Line(document=name, text=found[1])
+
+
+def words_of(line: Line) -> list[str]:
+    """The words of the command; what a shell makes of the rest of the line is left out."""
+    words = shlex.split(line.text, comments=True)
+    shell = [number for number, word in enumerate(words) if word in ("|", "&&", ";", ">")]
+    return words[: shell[0]] if shell else words
 
 
 LINES = [line for document in DOCUMENTS for line in lines_of(document)]
-WHOLE = [line for line in LINES if line.whole]
-NAMED = [line for line in LINES if not line.whole]
 
 
 def test_the_documents_show_most_commands() -> None:
-    shown = {find_command(shlex.split(line.text, comments=True))[0].name for line in WHOLE}
+    shown = {find_command(words_of(line))[0].name for line in LINES}
     assert [command.name for command in COMMANDS if command.name not in shown] == []
-    assert {line.document for line in WHOLE} >= {"README.md", "docs/memory.md", "docs/training.md"}
-    assert NAMED
+    assert {line.document for line in LINES} >= {"README.md", "docs/memory.md", "docs/training.md"}
 
 
-@pytest.mark.parametrize("line", WHOLE, ids=str)
+@pytest.mark.parametrize("line", LINES, ids=str)
 def test_a_command_of_a_block_parses(line: Line) -> None:
-    command, rest = find_command(shlex.split(line.text, comments=True))
+    command, rest = find_command(words_of(line))
     if "--help" in rest:
         return
     options = command.parser().parse_intermixed_args(rest)
@@ -97,24 +100,6 @@ def test_a_command_of_a_block_parses(line: Line) -> None:
     for override in given:
         section, _, key = override.partition("=")[0].partition(".")
         assert key in KEYS[kind].get(section, {}), override
-
-
-@pytest.mark.parametrize("line", NAMED, ids=str)
-def test_a_command_that_the_prose_names_is_one_and_has_these_options(line: Line) -> None:
-    words = shlex.split(line.text)
-    alternatives = words[1].split("|") if len(words) > 1 else [""]
-    for second in alternatives:
-        named = [words[0], *([second] if second else []), *words[2:]]
-        if len(named) == 1 or STANDS_FOR.match(second) or second.startswith("-"):
-            if members(named[0]) or any(command.name == named[0] for command in COMMANDS):
-                known = [command.parser() for command in members(named[0])]
-                known += [find_command(named[:1])[0].parser()] if not known else []
-            else:
-                raise UsageError(f"there is no command {named[0]}")
-        else:
-            known = [find_command(named)[0].parser()]
-        flags = {flag for parser in known for flag in parser._option_string_actions}
-        assert [word for word in named if word.startswith("-") and word not in flags] == []
 
 
 @pytest.mark.parametrize(
@@ -134,3 +119,16 @@ def test_a_setting_that_the_prose_names_is_one(document: Path) -> None:
     # Modules, attributes and files that are called like a section.
     others = {"model.export", "model.safetensors", "model.share_statistics"}
     assert [name for name in wrong if name not in others and not name.endswith(".py")] == []
+
+
+@pytest.mark.parametrize("document", WRITTEN_BY_HAND, ids=lambda path: path.name)
+def test_no_document_says_a_heading_or_a_line_of_a_block_twice(document: Path) -> None:
+    """What a merge that went wrong leaves behind."""
+    text = document.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    for block in blocks:
+        lines = [line for line in block.splitlines() if line.startswith(("pluglm ", "rsync "))]
+        assert len(set(lines)) == len(lines)
+    headings = re.findall(r"^##+ .*$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    if document.name != "CHANGELOG.md":  # every version has its own "Added"
+        assert [each for each in set(headings) if headings.count(each) > 1] == []

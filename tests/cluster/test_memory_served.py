@@ -65,6 +65,14 @@ def test_every_edit_is_in_the_servers_next_reply(
     assert main([*words, *by_name]) == 0
     same()
     assert len(served.rows()) == 2
+    (tmp_path / "c.txt").write_text("a bridge")
+    words = ["memory", "plug", store, "c", "--from", str(tmp_path / "c.txt")]
+    assert main([*words, *by_name]) == 0
+    words = ["memory", "search", SENTENCE, *by_name, "--model", str(tiny_run.model), "-k", "1"]
+    for domain, texts in (("c", {"a bridge"}), ("b", {"a city", "an island"})):
+        (hit,) = run_json([*words, "--domains", domain], capsys)
+        assert hit["text"] in texts
+    assert "has no domain 'x'; it has b, c" in refusal([*words, "--domains", "x"], capsys)
     assert main(["memory", "rollback", store, str(done["version"]), *by_name]) == 0
     same()
     assert served.rows().keys() == base.keys() | {new}

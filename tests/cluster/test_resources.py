@@ -51,6 +51,15 @@ def test_trainers_take_whole_gpus_and_shards_their_fraction() -> None:
     check_gpus(wanted, "cuda", 3)
 
 
+def test_a_trainer_and_a_shard_have_one_gpu_together() -> None:
+    shares = "runtime.trainers=1", "memory.shards=1", "memory.gpus_per_shard=0.3"
+    check_gpus(config(*shares, "runtime.gpus_per_trainer=0.7"), "cuda", 1)
+    with pytest.raises(ConfigError, match=r"need 1\.3 GPUs, but there are 1; .* or the shares"):
+        check_gpus(config(*shares), "cuda", 1)
+    with pytest.raises(ConfigError, match=r"more than 0\.5 each"):
+        config("runtime.trainers=2", "runtime.gpus_per_trainer=0.5")
+
+
 def test_a_joined_cluster_with_too_few_cpus_is_refused() -> None:
     wanted = config("runtime.threads_per_trainer=3", "memory.threads_per_shard=2")
     assert cpus_needed(wanted) == 10

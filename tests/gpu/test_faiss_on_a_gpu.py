@@ -10,7 +10,7 @@ import torch
 from memory_server.index.approximate_index import ApproximateIndex
 from memory_server.index.base import IndexInput, IndexSettings
 from memory_server.index.factory import build_index, check_index
-from memory_server.index.faiss_kinds import gpu_count
+from memory_server.index.faiss_gpu import gpu_count, gpu_trouble
 from memory_server.index.faiss_presets import SMALLEST_BLOCK
 from memory_server.index.recall_audit import recall_at_k
 from tests.keys_in_blocks import block_of, by_full_sort, clustered_keys, near, recent, rows_of
@@ -23,8 +23,8 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
     name: str = request.param
-    if name == "cuda" and not gpu_count():
-        pytest.skip("this FAISS is not built for GPUs")
+    if name == "cuda" and (trouble := gpu_trouble()):
+        pytest.skip(f"this FAISS cannot search on this GPU: {trouble}")
     return name
 
 
@@ -83,6 +83,9 @@ def test_searches_side_by_side(device: str) -> None:
 
 @pytest.mark.gpu
 def test_what_no_gpu_can_do_is_refused() -> None:
-    words = "4-bit codes" if gpu_count() else "needs a FAISS that sees this GPU"
+    words = "4-bit codes"
+    if trouble := gpu_trouble():
+        words = "cannot search on this GPU" if gpu_count() else "needs a FAISS that sees this GPU"
+        assert trouble
     with pytest.raises(ValueError, match=words):
         check_index(IndexSettings(kind="pq"), device="cuda")

@@ -61,9 +61,9 @@ def run(path: Path, *, seed: int, operations: int, kill_weight: float = 0.1) -> 
 def test_every_reply_is_what_its_epoch_holds_whoever_dies(tmp_path: Path) -> None:
     with local_ray():
         # With those of the memory in one process (test_random_operations.py) there are 20,000.
-        done = run(tmp_path, seed=0, operations=3_000, kill_weight=0.5)
-    assert done["kill_something"] >= 10
-    assert done["search"] >= 1_500
+        done = run(tmp_path, seed=0, operations=1_500, kill_weight=0.7)
+    assert done["kill_something"] >= 8
+    assert done["search"] >= 700
 
 
 @pytest.mark.long

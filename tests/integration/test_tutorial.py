@@ -1,167 +1,128 @@
-"""docs/tutorial.md: every block runs as it stands, in order, and what the text claims is so."""
+"""docs/tutorial.md: its commands, in their order, do what the text says."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from memory_server.store.store import Store
+from cluster.cli.registry import find_command
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.M | re.S)
-RUN = Path("runs/tutorial/run")
-GUESS = re.compile(r"^\[MASK\]: (\w+) [\d.]+ %", re.M)
+CHECKOUT = Path(__file__).resolve().parents[2]
+PAGE = (CHECKOUT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE, re.M | re.S)
+ASKED = "The lamp of Peltorta shines [MASK]."
 
 
-def told_by(words: list[str]) -> str:
-    """What a command prints, in a process of its own as a person starts it."""
-    program = "import sys; from cluster.cli import main; sys.exit(main())"
-    ran = subprocess.run(
-        [sys.executable, "-c", program, *words],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
+def run_tutorial(home: Path, *, steps: int) -> Path:
+    """Run all bash blocks in one shell, with this checkout's `pluglm`; returns runs/tutorial."""
+    (home / "configs").symlink_to(CHECKOUT / "configs")
+    programs = home / "bin"
+    programs.mkdir()
+    pluglm = programs / "pluglm"
+    python = shlex.quote(sys.executable)
+    start = "import sys; from cluster.cli import main; sys.exit(main())"
+    pluglm.write_text(f'#!/bin/sh\nexec {python} -c "{start}" "$@"\n', encoding="utf-8")
+    pluglm.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(CHECKOUT),
+        "STEPS": str(steps),
+    }
+    script = "\n".join(["set -euo pipefail", *BLOCKS])
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=home,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=900,
+        check=False,
     )
-    assert ran.returncode == 0, (words, ran.returncode, ran.stderr[-3000:])
-    return ran.stdout
+    assert done.returncode == 0, done.stdout[-6000:]
+    return home / "runs" / "tutorial"
 
 
-def right(evaluation: str, memory: str) -> float:
-    """The share, in percent, that is right with the own entry in the memory."""
-    (line,) = [line for line in evaluation.splitlines() if "own entry in the memory:" in line]
-    found = re.search(rf"{memory} [\d.]+ \(([\d.]+)% right\)", line)
-    assert found, line
-    return float(found[1])
+def explanation(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == ASKED
+    return lines
 
 
-def precision(told: str, memory: str) -> float:
-    """The column P@1 of a probe's table."""
-    found = re.search(rf"^all +{memory} +60 +([\d.]+) %", told, re.M)
-    assert found, told
-    return float(found[1])
+def first_guess(path: Path) -> str:
+    (told,) = [line for line in explanation(path) if line.startswith("[MASK]: ")]
+    return told.split()[1]
 
 
-def no_claim(told: str) -> None:
-    """Of commands about which the text says only that they work."""
+def entries_read(path: Path) -> list[str]:
+    """The texts of the table's rows, as far as it shows them."""
+    rows = [re.search(r"The lamp of .*", line) for line in explanation(path)[1:]]
+    return [row.group() for row in rows if row]
 
 
-def corpus(told: str) -> None:
-    assert "500 documents" in told or re.search(r"documents +500, of them 45 held out", told)
+def commands() -> list[list[str]]:
+    """The words of every `pluglm` command of the blocks."""
+    lines = "\n".join(BLOCKS).replace("\\\n", " ").replace("$STEPS", "12").splitlines()
+    return [
+        shlex.split(re.split(r" [|>] ", line)[0])[1:] for line in lines if line.startswith("pluglm")
+    ]
 
 
-def evaluated(told: str) -> None:
-    assert right(told, "with the memory") > 95
-    assert right(told, "no memory") < 65
-    assert right(told, "shuffled memory") < 65
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_command_line_parses(words: list[str]) -> None:
+    command, rest = find_command(words)
+    command.parser().parse_intermixed_args(rest)
 
 
-def diff(told: str) -> None:
-    assert "< 500 winenstead: The village of winenstead" in told
-    assert "known for its honey." in told
-    assert "> 500 winenstead: The village of winenstead" in told
-    assert "known for its bells." in told
+def test_links_lead_to_files() -> None:
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", PAGE)]
+    assert links
+    assert [link for link in links if not (CHECKOUT / "docs" / link).exists()] == []
 
 
-def explained(told: str) -> None:
-    guess = GUESS.search(told)
-    assert guess
-    assert guess[1] == "bells"
-    first = re.search(r"^ +1 +[\d.]+ +([\d.]+) % █+ +(-?[+\d.]+) +winenstead +north ", told, re.M)
-    assert first, told
-    assert float(first[1]) > 50
-    assert float(first[2]) < -50
-    assert "winenstead" in Path("runs/tutorial/why.html").read_text(encoding="utf-8")
+@pytest.mark.integration
+@pytest.mark.slow
+def test_its_commands_leave_the_files_that_it_names(tmp_path: Path) -> None:
+    """With 12 steps, of which the page says that they are good for this and no more."""
+    home = run_tutorial(tmp_path, steps=12)
+    run = home / "run"
+    for name in ["model/config.json", "metrics.jsonl", "report.html", "checkpoints/step-00000012"]:
+        assert (run / name).exists(), name
+    assert '{"doc_id": 1600, "title": "Peltorta", ' in PAGE
+    first = (home / "south.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    assert first in PAGE.splitlines()
 
+    assert "own entry in the memory" in (home / "evaluation.txt").read_text(encoding="utf-8")
+    edit = (home / "edit.txt").read_text(encoding="utf-8").splitlines()
+    for sign, colour in [("<", "white"), (">", "green")]:
+        told = f" Peltorta: The lamp of Peltorta shines {colour}."
+        assert any(line.startswith(sign) and line.endswith(told) for line in edit), edit
+    assert "<html" in (home / "why.html").read_text(encoding="utf-8")
 
-def explained_again(told: str) -> None:
-    guess = GUESS.search(told)
-    assert guess
-    assert guess[1] == "honey"
-
-
-def log(told: str) -> None:
-    for message in ("winenstead makes bells now", "adapt to north", "roll back to", "unplug north"):
-        assert message in told
-
-
-def verified(told: str) -> None:
-    assert "verified" in told
-    store = Store.open("runs/tutorial/corpus/memory")
-    assert sum(len(store.live_rows(ref)) for ref in store.manifest().segments) == 500
-
-
-CLAIMS: list[tuple[str, Callable[[str], None]]] = [
-    ("corpus build", corpus),
-    ("corpus info", corpus),
-    ("pretrain", no_claim),
-    ("evaluate", evaluated),
-    ("probe", lambda told: _knows(told, nothing=True)),
-    ("adapt", no_claim),
-    ("probe", lambda told: _knows(told, nothing=False)),
-    ("memory update", no_claim),
-    ("memory diff", diff),
-    ("explain", explained),
-    ("memory rollback", no_claim),
-    ("explain", explained_again),
-    ("adapt", no_claim),
-    ("memory log", log),
-    ("memory verify", verified),
-]
-"""Every command of the page, and what its text says of it."""
-
-
-def _knows(told: str, *, nothing: bool) -> None:
-    assert precision(told, "without") < 30
-    assert (precision(told, "with") < 30) if nothing else (precision(told, "with") > 90)
+    log = (home / "log.txt").read_text(encoding="utf-8")
+    assert "Peltorta is repainted" in log
+    assert "before-the-edit" in log
+    newest = log.splitlines()[1].split()
+    assert "600" in newest, "the south is taken out at the end"
+    # Whatever the weights are worth, the old sentence is not read after the edit.
+    assert len(entries_read(home / "before.txt")) == 5
+    assert "The lamp of Peltorta shines white." not in entries_read(home / "after.txt")
+    assert explanation(home / "again.txt") == explanation(home / "before.txt")
 
 
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.long
-def test_the_tutorial_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    claims = iter(CLAIMS)
-    for language, block in BLOCKS:
-        if language == "python":
-            exec(compile(block, "docs/tutorial.md", "exec"), {})
-        elif not language:
-            for line in block.splitlines():
-                words = shlex.split(line)
-                assert words[0] == "pluglm"
-                name, claim = next(claims)
-                assert words[1 : 1 + len(name.split())] == name.split()
-                claim(told_by(words[1:]))
-    assert list(claims) == []
-    evaluation = json.loads((RUN / "evaluation.json").read_text(encoding="utf-8"))
-    assert evaluation
-    assert (RUN / "report.html").is_file()
-
-
-def test_its_commands_are_those_that_are_held_to_something() -> None:
-    """Without running it: a command that is added to the page is added to the claims."""
-    lines = [line for language, block in BLOCKS if not language for line in block.splitlines()]
-    assert len(lines) == len(CLAIMS)
-    for line, (name, _) in zip(lines, CLAIMS, strict=True):
-        assert line.startswith(f"pluglm {name} "), line
-
-
-def test_the_rows_that_it_shows_are_those_that_its_block_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (source,) = [block for language, block in BLOCKS if language == "python"]
-    exec(compile(source, "docs/tutorial.md", "exec"), {})
-    first = Path("runs/tutorial/north.jsonl").read_text(encoding="utf-8").splitlines()[0]
-    (shown,) = re.findall(r"^(\{.*), \.\.\.$", PAGE, re.M)
-    assert first.startswith(shown)
+def test_with_300_steps_the_answers_are_those_of_the_text(tmp_path: Path) -> None:
+    assert "STEPS=${STEPS:-300}" in PAGE
+    home = run_tutorial(tmp_path, steps=300)
+    answers = {name: first_guess(home / f"{name}.txt") for name in ("before", "after", "again")}
+    assert answers == {"before": "white", "after": "green", "again": "white"}
+    best = entries_read(home / "after.txt")[0]
+    assert best == "The lamp of Peltorta shines green."

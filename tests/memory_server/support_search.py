@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,7 @@ class EchoShard:
         epoch: int | None = None,
         wait_s: float = 0.0,
         exact: bool = False,
+        domains: Collection[str] = (),
     ) -> ShardReply:
         answered = self.live if epoch is None else epoch
         self.asked.release()
@@ -98,7 +99,12 @@ class EchoShard:
         )
 
     def entries(
-        self, ids: Sequence[int], *, epoch: int | None = None, wait_s: float = 0.0
+        self,
+        ids: Sequence[int],
+        *,
+        epoch: int | None = None,
+        wait_s: float = 0.0,
+        domains: Collection[str] = (),
     ) -> list[Entry]:
         return []
 

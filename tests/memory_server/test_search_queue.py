@@ -66,6 +66,7 @@ def waiting(
     exact: bool = False,
     timeout_s: float = 60.0,
     wait_s: float = 0.0,
+    domains: tuple[str, ...] = (),
 ) -> Waiting:
     now = time.monotonic()
     return Waiting(
@@ -76,6 +77,7 @@ def waiting(
             k=k,
             exclude_doc_ids=None if exclude is None else exclude.numpy(),
             exact=exact,
+            domains=domains,
         ),
         arrived=now,
         deadline=now + timeout_s,

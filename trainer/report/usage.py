@@ -9,17 +9,22 @@ from trainer.report.figures import fixed, number, percent
 from trainer.report.markup import Html, tag
 from trainer.report.run_data import RunData, finite
 from trainer.report.tables import absent, bar, scrollable, section
+from trainer.report.training_usage import while_training
 
 
 def usage(run: RunData) -> Html:
     """Which entries were read, how evenly, and which are alike."""
     title = "How the memory is used"
     found = run.usage
+    training = while_training(run)
     if not found or not found.get("layers"):
-        return section("usage", title, absent("The use of the memory has not been measured yet."))
+        missing = "The use of the memory on held-out text has not been measured yet."
+        return section("usage", title, absent(missing), *training)
     return section(
         "usage",
         title,
+        *training,
+        tag("h3", "On held-out text") if training else None,
         tag(
             "p",
             f"{_count(found, 'sequences')} held-out sequences read {_count(found, 'k')} entries "

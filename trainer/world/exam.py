@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from memory_server.store.store import Store
 from memory_server.switch import show_content
 from model import PlugLMForMaskedLM
 from trainer.world.facts import Fact, another_thing
-from trainer.world.store import add_facts, edit_fact, remove_facts
+from trainer.world.store import add_facts, edit_fact, edit_facts, remove_facts
 from trainer.world.words import THINGS
 
 CHANCE = 1 / len(THINGS)
@@ -52,6 +52,11 @@ class Exam:
         accuracy_on_removed: share of these whose thing was still said; `CHANCE` by guessing.
         accuracy_on_kept: of the facts that were not removed.
         unchanged_by_rollback: share of all answers that were the first ones again.
+        edited_together: how many facts were edited in one commit after that.
+        accuracy_on_edited: share of these whose new thing was said; old_answers_on_edited: whose
+            old thing was still said.
+        others_unchanged_by_edits: share of the other answers that were left as they were.
+        unchanged_at_the_end: share of all answers that were the first ones again, rolled back.
     """
 
     k: int
@@ -67,6 +72,11 @@ class Exam:
     answer_after_removal: str
     answer_after_rollback: str
     unchanged_by_rollback: float
+    edited_together: int
+    accuracy_on_edited: float
+    old_answers_on_edited: float
+    others_unchanged_by_edits: float
+    unchanged_at_the_end: float
 
 
 @torch.no_grad()
@@ -127,9 +137,11 @@ def run_exam(
     *,
     k: int,
     remove: int = 100,
+    edit: int = 100,
     device: str = "cpu",
 ) -> Exam:
-    """Ask, edit one fact and ask again, remove facts and ask again, roll back and ask again.
+    """Ask, edit one fact and ask again, remove facts and ask again, roll back and ask again; then
+    the same with many edits at once.
 
     Nothing is trained meanwhile: every change is a commit to the store that the memory stages and
     activates. At the end memory and store hold the facts that they held at the start.
@@ -142,14 +154,18 @@ def run_exam(
         facts: new facts, all in the store's head.
         k: entries per question.
         remove: how many of the facts are removed together, fewer than there are.
+        edit: how many of the facts are edited together, fewer than there are.
         device: of the model.
 
     Raises:
-        ValueError: `remove` is out of range. memory_server.errors.UnknownEntry: the head does not
-            hold the facts. RefreshFailed: the memory could not show a version; says why.
+        ValueError: `remove` or `edit` is out of range. memory_server.errors.UnknownEntry: the head
+            does not hold the facts. RefreshFailed: the memory could not show a version; says why.
     """
-    if not 1 <= remove < len(facts):
-        raise ValueError(f"remove={remove}: must be from 1 to {len(facts) - 1}, so that some stay")
+    for name, count in (("remove", remove), ("edit", edit)):
+        if not 1 <= count < len(facts):
+            raise ValueError(
+                f"{name}={count}: must be from 1 to {len(facts) - 1}, so that some stay"
+            )
 
     def ask() -> Answers:
         return examine(model, memory, tokenizer, facts, k=k, device=device)
@@ -175,6 +191,22 @@ def run_exam(
     after_rollback = ask()
     add_facts(store, [fact, *others], "put the removed facts back as they were")
 
+    # The last ones: the facts that were removed and put back are among the first.
+    chosen = facts[-edit:]
+    things = {
+        each.id: another_thing(each, avoid=[each.thing, *like_things(each, facts)])
+        for each in chosen
+    }
+    version, now = edit_facts(store, things, f"edit {edit} facts")
+    show_content(memory, version)
+    after_edits = ask()
+    show_content(memory, before)
+    at_the_end = ask()
+    remove_facts(store, [each.id for each in now], "take the edited facts out")
+    add_facts(store, chosen, "put the edited facts back as they were")
+    edited_places = range(len(facts) - edit, len(facts))
+    said = [after_edits.answers[place] for place in edited_places]
+
     removed_ids = {fact.id, *(other.id for other in others)}
     removed_places = [i for i, other in enumerate(facts) if other.id in removed_ids]
     kept_places = [i for i, other in enumerate(facts) if other.id not in removed_ids]
@@ -185,13 +217,18 @@ def run_exam(
         edited=edited,
         answer=answer,
         answer_after_edit=after_edit.answers[place],
-        others_unchanged_by_edit=_same(first, after_edit, without=place),
+        others_unchanged_by_edit=_same(first, after_edit, without=[place]),
         removed=remove,
         accuracy_on_removed=_accuracy_at(after_removal, facts, removed_places),
         accuracy_on_kept=_accuracy_at(after_removal, facts, kept_places),
         answer_after_removal=after_removal.answers[place],
         answer_after_rollback=after_rollback.answers[place],
         unchanged_by_rollback=_same(first, after_rollback),
+        edited_together=edit,
+        accuracy_on_edited=_accuracy(said, now),
+        old_answers_on_edited=_accuracy(said, chosen),
+        others_unchanged_by_edits=_same(first, after_edits, without=edited_places),
+        unchanged_at_the_end=_same(first, at_the_end),
     )
 
 
@@ -237,6 +274,11 @@ def describe_exam(exam: Exam) -> list[str]:
         "The memory is rolled back to the version before the edit.",
         dialogue(exam.answer_after_rollback),
         f"  of all answers {exam.unchanged_by_rollback:.1%} are the first ones again",
+        f"{exam.edited_together} facts are edited in one commit, and that is rolled back, too.",
+        f"  of these {exam.accuracy_on_edited:.1%} are answered with the new word, "
+        f"{exam.old_answers_on_edited:.1%} with the old; {exam.others_unchanged_by_edits:.1%} of "
+        "the other answers are as before",
+        f"  rolled back, {exam.unchanged_at_the_end:.1%} of all answers are the first ones again",
     ]
 
 
@@ -249,8 +291,8 @@ def _accuracy_at(given: Answers, facts: Sequence[Fact], places: Sequence[int]) -
     return _accuracy([given.answers[i] for i in places], [facts[i] for i in places])
 
 
-def _same(first: Answers, later: Answers, *, without: int = -1) -> float:
-    """Share of the answers that are equal, leaving out one place."""
+def _same(first: Answers, later: Answers, *, without: Collection[int] = ()) -> float:
+    """Share of the answers that are equal, leaving out some places."""
     pairs = list(zip(first.answers, later.answers, strict=True))
-    kept = [a == b for i, (a, b) in enumerate(pairs) if i != without]
+    kept = [a == b for i, (a, b) in enumerate(pairs) if i not in without]
     return sum(kept) / max(len(kept), 1)

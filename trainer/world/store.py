@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,12 +114,28 @@ def edit_fact(store: Store, fact_id: int, thing: str, message: str) -> tuple[str
         memory_server.errors.UnknownEntry: the fact is not live in the head.
         ValueError: there is no such thing.
     """
-    old, doc_id = find_fact(store, fact_id)
-    new_id = max(ref.max_id for ref in store.manifest().segments) + 1
-    fact = old.with_thing(thing, id=new_id)
-    segment = write_facts(store, [fact], doc_ids=[doc_id])
-    version = store.commit(add_segments=[segment], remove_ids=[fact_id], message=message)
+    version, (fact,) = edit_facts(store, {fact_id: thing}, message)
     return version, fact
+
+
+def edit_facts(store: Store, things: Mapping[int, str], message: str) -> tuple[str, list[Fact]]:
+    """The same of several facts, by their ids, in one commit.
+
+    Returns:
+        (the new content version, the facts as they are now, in the order that they were given in).
+
+    Raises:
+        As `edit_fact`.
+    """
+    found = [find_fact(store, fact_id) for fact_id in things]
+    first = max(ref.max_id for ref in store.manifest().segments) + 1
+    facts = [
+        old.with_thing(thing, id=first + place)
+        for place, ((old, _), thing) in enumerate(zip(found, things.values(), strict=True))
+    ]
+    segment = write_facts(store, facts, doc_ids=[doc_id for _, doc_id in found])
+    version = store.commit(add_segments=[segment], remove_ids=list(things), message=message)
+    return version, facts
 
 
 def find_fact(store: Store, fact_id: int) -> tuple[Fact, int]:

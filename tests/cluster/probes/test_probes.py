@@ -15,9 +15,10 @@ from cluster.cli import main
 from cluster.config import ConfigError
 from cluster.memory_tools import sentence_tokens
 from cluster.probes.consistency import consistency, read_patterns, summed
+from cluster.probes.edits import Edits
 from cluster.probes.reading import Columns, Probe, fit, read_probes
 from cluster.probes.scoring import Answered, ask, by_group, figures
-from cluster.probes.updating import Edits, update_knowledge
+from cluster.probes.updating import update_knowledge
 from cluster.trained_model import TrainedModel, load_trained_model
 from memory_server.local import LocalMemory
 from memory_server.store.store import Store

@@ -54,6 +54,11 @@ def test_the_lines_tell_the_dialogue_and_the_shares() -> None:
         answer_after_removal="figs",
         answer_after_rollback="honey",
         unchanged_by_rollback=1.0,
+        edited_together=90,
+        accuracy_on_edited=0.944,
+        old_answers_on_edited=0.011,
+        others_unchanged_by_edits=0.993,
+        unchanged_at_the_end=1.0,
     )
     told = "\n".join(describe_exam(exam))
     asked = "mira sold tobar [MASK] -> "
@@ -61,6 +66,8 @@ def test_the_lines_tell_the_dialogue_and_the_shares() -> None:
     assert [word for word in answered if word in THINGS] == ["honey", "salt", "figs", "honey"]
     assert 'the memory now says "mira sold tobar salt"' in told
     for share in ("99.6%", "99.8%", "1.2%", "99.5%", "2.0%", "97.0%", "100.0%", "499", "top 5"):
+        assert share in told
+    for share in ("90 facts are edited", "94.4%", "1.1%", "99.3%"):
         assert share in told
 
 
@@ -71,16 +78,19 @@ def test_an_untrained_model_fails_and_leaves_memory_and_store_as_they_were(tmp_p
     factory = KeyEncoderFactory(model.config.to_dict())
     with LocalMemory(store, encoder=factory, weights=model.key_weights()) as memory:
         before = store.head()
-        exam = run_exam(model, memory, store, tokenizer, facts, k=3, remove=20)
+        exam = run_exam(model, memory, store, tokenizer, facts, k=3, remove=20, edit=30)
         assert memory.info().content_version == before
         assert store.manifest().entries == 150
         assert exam.first.accuracy <= 0.1
         # Retrieval is exact, so whatever the model thinks, the same version gives the same answers.
-        assert exam.unchanged_by_rollback == 1.0
+        assert exam.unchanged_by_rollback == exam.unchanged_at_the_end == 1.0
+        assert exam.edited_together == 30
         assert exam.first == examine(model, memory, tokenizer, facts, k=3)
         for remove in (0, 150):
             with pytest.raises(ValueError, match=f"remove={remove}: must be from 1 to 149"):
                 run_exam(model, memory, store, tokenizer, facts, k=3, remove=remove)
+            with pytest.raises(ValueError, match=f"edit={remove}: must be from 1 to 149"):
+                run_exam(model, memory, store, tokenizer, facts, k=3, remove=9, edit=remove)
         assert store.manifest().entries == 150
 
 

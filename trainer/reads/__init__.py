@@ -1,0 +1,1 @@
+"""How often training reads which entry: counted in bounded memory, over all ranks."""
