@@ -8,9 +8,11 @@ on, and unmaps it when it asks for another part, which gives the disk space back
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +49,12 @@ class PartCache:
         """In the directory that PLUGLM_CACHE_DIR names, or the user's cache directory."""
         return cls(default_cache().resolve(), int(gib * 2**30))
 
-    def local(self, url: str) -> Path:
+    @contextlib.contextmanager
+    def held(self, url: str) -> Iterator[Path]:
         """The part as an Arrow file on this machine; blocks while it is fetched or decoded.
+
+        No process takes the file out of the cache before the block ends, and a file that was mapped
+        in it can be read on after that.
 
         Args:
             url: a path or fsspec URL that ends in .arrow or .parquet.
@@ -57,21 +63,22 @@ class PartCache:
             CacheError: it cannot be read, or is damaged.
         """
         folder = self.folder / _PARTS
-        try:
-            target = folder / f"{_key(url)}.arrow"
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{target}.lock"):
+        with contextlib.ExitStack() as held:
+            try:
+                target = folder / f"{_key(url)}.arrow"
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(f"{target}.lock"))
                 if not target.exists():
                     self._make(url, target)
                 os.utime(target)
-            self._evict(keep=target)
-        except (OSError, pa.ArrowException, ImportError, ValueError) as error:
-            raise CacheError(
-                f"{url} cannot be brought to {folder} ({type(error).__name__}: {error}); see that "
-                "the file is there and readable from this node, and the cache directory "
-                "(PLUGLM_CACHE_DIR) writable and with room"
-            ) from error
-        return target
+                self._evict(keep=target)
+            except (OSError, pa.ArrowException, ImportError, ValueError) as error:
+                raise CacheError(
+                    f"{url} cannot be brought to {folder} ({type(error).__name__}: {error}); see "
+                    "that the file is there and readable from this node, and the cache directory "
+                    "(PLUGLM_CACHE_DIR) writable and with room"
+                ) from error
+            yield target
 
     def _make(self, url: str, target: Path) -> None:
         # Whole or absent: a process that dies leaves a hidden file, never half a part.

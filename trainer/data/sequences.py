@@ -29,7 +29,6 @@ Int32Array = NDArray[np.int32]
 ELSEWHERE = "elsewhere.json"
 
 _PATTERN = "part-*"
-_TRIES = 20
 _KINDS = (".arrow", ".parquet")
 _TOKEN_TYPES = (pa.uint16(), pa.int32())
 _SCALARS = {"doc_id": pa.int64(), "first_entry": pa.int32(), "num_entries": pa.int32()}
@@ -103,7 +102,7 @@ class SequenceDataset:
         for number, (where, rows) in enumerate(self._found):
             # A local Arrow file is mapped at once: that reads no more than its footer.
             if rows is None or (number == 0 and told_length is None):
-                self._parts[number] = _open_part(self._on_disk(where), where)
+                self._parts[number] = self._mapped(where)
         first = self._parts[0]
         self.sequence_length = told_length or (0 if first is None else first.tokens.shape[1])
         for (where, _), part in zip(self._found, self._parts, strict=True):
@@ -125,12 +124,6 @@ class SequenceDataset:
     def __reduce__(self) -> tuple[Any, tuple[Path, float]]:
         return (_again, (self.folder, self._cache_gib))
 
-    def _on_disk(self, where: str) -> Path:
-        """The part as a local Arrow file; blocks while it is fetched."""
-        if "://" not in where and where.endswith(".arrow"):
-            return Path(where)
-        return self._cache.local(where)
-
     def _part(self, number: int) -> _Part:
         part = self._parts[number]
         if part is None:
@@ -147,19 +140,11 @@ class SequenceDataset:
         return part
 
     def _mapped(self, where: str) -> _Part:
-        """The part, mapped; brought again if another process took it out of the cache meanwhile."""
-        for _ in range(_TRIES):
-            local = self._on_disk(where)
-            try:
-                return _open_part(local, where)
-            except SequencesDamaged:
-                if local.exists():
-                    raise
-        raise SequencesDamaged(
-            f"{where} left the cache {_TRIES} times before it could be read: the cache is too "
-            "small for what this node's trainers read at once; raise data.cache_gib, or lower "
-            "data.shuffle_files"
-        )
+        """The part, mapped where it lies or from the cache; blocks while it is fetched."""
+        if "://" not in where and where.endswith(".arrow"):
+            return _open_part(Path(where), where)
+        with self._cache.held(where) as local:
+            return _open_part(local, where)
 
     def _let_go(self) -> None:
         """Unmap parts that have left the cache: a file keeps its disk space while it is mapped."""

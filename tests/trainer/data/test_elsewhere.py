@@ -186,8 +186,23 @@ def test_what_was_half_fetched_is_not_used(corpus: CorpusInfo, far: str, cache: 
 def test_a_cache_that_cannot_be_written_is_named(far: str, cache: Path) -> None:
     cache.mkdir()
     (cache / "parts").write_text("a file")
-    with pytest.raises(CacheError, match="PLUGLM_CACHE_DIR"):
-        PartCache.of_this_machine().local(f"{far}/sequences/part-00000.arrow")
+    part = f"{far}/sequences/part-00000.arrow"
+    with (
+        pytest.raises(CacheError, match="PLUGLM_CACHE_DIR"),
+        PartCache.of_this_machine().held(part),
+    ):
+        pass
+
+
+def test_what_is_held_stays_in_a_cache_that_is_too_small(far: str, cache: Path) -> None:
+    parts = [f"{far}/sequences/part-{number:05d}.arrow" for number in range(2)]
+    small = PartCache(cache, most_bytes=1)
+    with small.held(parts[0]) as first, small.held(parts[1]) as second:
+        assert first.exists()
+        assert second.exists()
+    with small.held(parts[1]):
+        assert second.exists()
+        assert not first.exists()
 
 
 def _read_all(folder: str, cache_dir: str, seed: int) -> int:
