@@ -38,10 +38,16 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One number: where it is in a stage's result, such as ("update", "stages", "after", "mrr")."""
+    """One number for each seed.
+
+    Attributes:
+        at: where it is in a stage's result, such as ("update", "stages", "after", "mrr").
+        mean_of: or the measures, named before it, whose mean it is: a score over several tasks.
+    """
 
     name: str
-    at: tuple[str, ...]
+    at: tuple[str, ...] = ()
+    mean_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +121,8 @@ def read_experiment(path: Path, variables: Mapping[str, str] | None = None) -> E
         variables=known | dict(variables or {}),
         stages=tuple(_stage(path, each) for each in raw.get("stage", [])),
         measures=tuple(
-            Measure(name=str(each["name"]), at=tuple(str(each["at"]).split("/")))
-            for each in _each(path, raw, "measure", {"name", "at"})
+            _measure(each)
+            for each in _each(path, raw, "measure", {"name", "at"}, {"name", "mean_of"})
         ),
         comparisons=tuple(
             Comparison(**{key: str(value) for key, value in each.items()})
@@ -145,15 +151,22 @@ def _stage(path: Path, raw: Mapping[str, Any]) -> Stage:
     )
 
 
+def _measure(raw: Mapping[str, Any]) -> Measure:
+    name = str(raw["name"])
+    if "at" in raw:
+        return Measure(name=name, at=tuple(str(raw["at"]).split("/")))
+    return Measure(name=name, mean_of=tuple(str(each) for each in raw["mean_of"]))
+
+
 def _each(
-    path: Path, raw: Mapping[str, Any], section: str, keys: set[str]
+    path: Path, raw: Mapping[str, Any], section: str, *keys: set[str]
 ) -> Sequence[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = raw.get(section, [])
     for each in found:
-        if set(each) != keys:
+        if set(each) not in keys:
             raise ConfigError(
                 f"{path}: a [[{section}]] has {', '.join(sorted(each))}; it must have "
-                f"{', '.join(sorted(keys))}"
+                f"{', or '.join(', '.join(sorted(allowed)) for allowed in keys)}"
             )
     return found
 
@@ -169,8 +182,16 @@ def _check(path: Path, made: Experiment) -> None:
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"{path}: stages must be there and have different names, got {names}")
     told = {stage.name for stage in made.stages if stage.json and stage.per_seed}
+    before: set[str] = set()
     for measure in made.measures:
-        if measure.at[0] not in told:
+        strange = set(measure.mean_of) - before
+        if strange or not (measure.at or measure.mean_of):
+            raise ConfigError(
+                f"{path}: the measure {measure.name!r} is the mean of {sorted(strange) or 'none'}; "
+                f"measures that are told before it: {', '.join(sorted(before)) or 'none'}"
+            )
+        before.add(measure.name)
+        if measure.at and measure.at[0] not in told:
             raise ConfigError(
                 f"{path}: the measure {measure.name!r} reads the stage {measure.at[0]!r}; stages "
                 f"whose JSON is kept for each seed: {', '.join(sorted(told)) or 'none'}"

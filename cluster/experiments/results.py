@@ -50,13 +50,16 @@ class Results:
 def results_of(place: Place) -> Results:
     """Read the finished stages' results. Raises ConfigError: a measure is not where it is said."""
     experiment = place.experiment
-    values = {
-        measure.name: tuple(
+    values: dict[str, tuple[float, ...]] = {}
+    for measure in experiment.measures:
+        if measure.mean_of:
+            found = [values[name] for name in measure.mean_of]
+            values[measure.name] = tuple(map(statistics.fmean, zip(*found, strict=True)))
+            continue
+        values[measure.name] = tuple(
             number_at(stage_result(place, measure.at[0], seed), measure.at[1:])
             for seed in experiment.seeds
         )
-        for measure in experiment.measures
-    }
     return summed(experiment, values)
 
 

@@ -93,6 +93,9 @@ def test_stages_run_once_and_a_failure_is_gone_on_from(
         (('name = "corpus"', 'name = "articles"'), "different names"),
         (('run = ["explain", "--help"]', ""), "either run or select"),
         (("description", "[[measure]]\nname='x'\nat='corpus/y'\n#"), "whose JSON is kept"),
+        (("description", "[[measure]]\nname='x'\n#"), "must have at, name, or mean_of, name"),
+        (("description", "[[measure]]\nname='x'\nmean_of=['y']\n#"), "is the mean of ['y']"),
+        (("description", "[[measure]]\nname='x'\nmean_of=[]\n#"), "is the mean of none"),
         (("description", "[[comparison]]\nname='x'\nlarger='a'\nsmaller='b'\n#"), "names 'a'"),
         (("description", "[[comparison]]\nname='x'\n#"), "must have larger, name, smaller"),
         (("description", "description = "), "is no TOML"),
@@ -165,6 +168,7 @@ def test_measures_are_compared_seed_by_seed(
         '[[stage]]\nname = "info"\nper_seed = true\njson = true\n'
         'run = ["launch", "torchrun", "--help"]\n'
         '[[measure]]\nname = "one"\nat = "info/a"\n[[measure]]\nname = "two"\nat = "info/b"\n'
+        '[[measure]]\nname = "both"\nmean_of = ["one", "two"]\n'
         '[[comparison]]\nname = "two above one"\nlarger = "two"\nsmaller = "one"\n'
     )
     plan, out = write(tmp_path, stages), tmp_path / "out"
@@ -182,6 +186,7 @@ def test_measures_are_compared_seed_by_seed(
     capsys.readouterr()
     assert main([*words, "--write-docs", str(document)]) == 0
     told = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert told["measures"][2]["values"] == [1.5, 1.75, 2.25]
     (compared,) = told["comparisons"]
     assert compared["difference"]["mean"] == pytest.approx(1.0)
     assert compared["difference"]["pairs"] == compared["difference"]["better"] == 3
