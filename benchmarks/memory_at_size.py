@@ -2,15 +2,21 @@
 
 Each size runs in a process of its own, in one process without Ray: what a shard does. "resume" is
 a new process that opens the store and serves it again. Bytes are the process's own (USS): the
-mapped tokens are the page cache's.
+mapped tokens are the page cache's. Queries are keys with noise of a quarter of their deviation. An
+approximate index has seen some of them, and chosen how much it looks at, before it is timed; with
+`--min-recall 0` it answers whatever it finds, and how much that is stands beside. A refresh holds
+two epochs: where one fills the machine, `--steps search` measures that one alone.
+`cost_curves.py` makes laws of what --json writes.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,53 +36,84 @@ from harness import (
     seconds,
     table,
 )
-from served import invented_segment, invented_store, key_encoder, other_weights, queries_like
+from served import (
+    SEGMENT_ROWS,
+    invented_segment,
+    invented_store,
+    invented_tokens,
+    key_encoder,
+    other_weights,
+)
+from torch import Tensor
 
 from memory_server.index.base import IndexSettings
 from memory_server.local import LocalMemory
 from memory_server.store.store import Store
 from memory_server.switch import show_content
 
+ASKED_BEFORE = 512
+STEPS = ("search", "refresh", "edit", "resume")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one size. `bytes_per_entry` is by part; `own_bytes` of the process with one epoch live."""
+    """Of one size; None: not measured. `bytes_per_entry` is by part, `own_bytes` of the process
+    with one epoch live, `recall` of an approximate index on its own queries."""
 
     entries: int
     build_s: float
     load_s: float
-    refresh_s: float
-    add_s: float
-    remove_s: float
-    swap_s: float
-    resume_s: float
+    refresh_s: float | None
+    add_s: float | None
+    remove_s: float | None
+    swap_s: float | None
+    resume_s: float | None
     search_ms: dict[int, float]
+    recall: float | None
     bytes_per_entry: dict[str, float]
     own_bytes: int
     peak_bytes: int
     store_bytes: int
 
 
-def build(path: Path, entries: int) -> float:
+def build(path: Path, entries: int, topics: int) -> float:
     """Seconds to write and commit the entries."""
-    return seconds(partial(invented_store, path, entries))
+    return seconds(partial(invented_store, path, entries, topics=topics))
 
 
-def serve(path: Path, settings: IndexSettings, hidden: int, batches: list[int]) -> dict[str, Any]:
-    """Load, search, refresh, edit: in the process that is asked."""
+def queries_near(
+    entries: int, topics: int, encoder: Callable[[Tensor], Tensor], count: int
+) -> Tensor:
+    """Keys of the store's first entries with noise, float32 [count, Q]."""
+    tokens = invented_tokens(min(SEGMENT_ROWS, entries), seed=0, topics=topics)
+    chosen = np.random.default_rng(1).integers(0, len(tokens), count)
+    with torch.no_grad():
+        keys = encoder(torch.from_numpy(tokens[chosen].astype(np.int64)))
+    random = torch.Generator().manual_seed(2)
+    return keys + 0.25 * keys.std() * torch.randn(keys.shape, generator=random)
+
+
+def serve(path: Path, settings: IndexSettings, args: argparse.Namespace) -> dict[str, Any]:
+    """Load and search, and what of refresh and edit is asked for: in the process that is asked."""
+    batches, steps = args.batches, args.steps
     torch.set_num_threads(torch.get_num_threads())
-    encoder, weights = key_encoder(hidden)
+    encoder, weights = key_encoder(args.hidden)
     store = Store.open(path)
     entries = store.manifest().entries
     began = time.perf_counter()
     memory = LocalMemory(store, encoder=encoder, weights=weights, index=settings)
     load_s = time.perf_counter() - began
     info = memory.info()
+    asked = queries_near(entries, args.topics, encoder(weights), max(ASKED_BEFORE, *batches))
+    for few in asked[:ASKED_BEFORE].split(32):  # the audit remembers some of each search
+        memory.search(few, 5)
+    audited = memory.audit()
+    note(f"{entries:,} entries loaded in {load_s:.1f} s; {audited.reason}")
     gc.collect()
     own_bytes = psutil.Process().memory_full_info().uss
     search_ms = {}
     for batch in batches:
-        queries = queries_like(memory, batch)
+        queries = asked[-batch:]
         memory.search(queries, 5)
         times = [seconds(partial(memory.search, queries, 5)) for _ in range(5)]
         search_ms[batch] = 1e3 * float(np.median(times))
@@ -102,14 +139,18 @@ def serve(path: Path, settings: IndexSettings, hidden: int, batches: list[int]) 
         )
         show_content(memory, version)
 
-    costs = {"refresh_s": seconds(refresh), "add_s": seconds(add), "remove_s": seconds(remove)}
-    costs["swap_s"] = seconds(swap)
+    costs: dict[str, float | None] = dict.fromkeys(("refresh_s", "add_s", "remove_s", "swap_s"))
+    if "refresh" in steps:
+        costs["refresh_s"] = seconds(refresh)
+    if "edit" in steps:
+        costs |= {"add_s": seconds(add), "remove_s": seconds(remove), "swap_s": seconds(swap)}
     memory.close()
     return {
         **costs,
         "entries": entries,
         "load_s": load_s,
         "search_ms": search_ms,
+        "recall": None if settings.kind == "flat" else audited.recall,
         "bytes_per_entry": {part: size / entries for part, size in info.bytes.items()},
         "own_bytes": own_bytes,
         "peak_bytes": peak_resident_bytes(),
@@ -122,7 +163,7 @@ def resume(path: Path, settings: IndexSettings, hidden: int) -> float:
     encoder, weights = key_encoder(hidden)
     began = time.perf_counter()
     with LocalMemory(path, encoder=encoder, weights=weights, index=settings) as memory:
-        memory.search(queries_like(memory, 1), 1)
+        memory.search(torch.ones(1, memory.info().key_width), 1)
         return time.perf_counter() - began
 
 
@@ -132,20 +173,25 @@ def main() -> None:
         "--entries", type=positive, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000]
     )
     parser.add_argument("--hidden", type=positive, default=256, help="of the key encoder")
+    parser.add_argument("--topics", type=int, default=0, help="so many clusters of entries")
     parser.add_argument("--index", default="flat")
     parser.add_argument("--key-dtype", default="float32")
+    parser.add_argument("--min-recall", type=float, default=0.95, metavar="SHARE")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--batches", type=positive, nargs="+", default=[1, 32, 512])
     parser.add_argument("--directory", type=Path, help="for the stores; by default a temporary one")
     args = parser.parse_args()
     facts = begin()
-    settings = IndexSettings(kind=args.index, key_dtype=args.key_dtype)
+    settings = IndexSettings(kind=args.index, key_dtype=args.key_dtype, min_recall=args.min_recall)
     costs: list[Cost] = []
     with tempfile.TemporaryDirectory(dir=args.directory) as directory:
         for entries in args.entries:
             path = Path(directory) / f"store-{entries}"
-            build_s = in_fresh_process(build, path, entries)
-            served = in_fresh_process(serve, path, settings, args.hidden, args.batches)
-            resume_s = in_fresh_process(resume, path, settings, args.hidden)
+            build_s = in_fresh_process(build, path, entries, args.topics)
+            served = in_fresh_process(serve, path, settings, args)
+            resume_s = None
+            if "resume" in args.steps:
+                resume_s = in_fresh_process(resume, path, settings, args.hidden)
             costs.append(Cost(build_s=build_s, resume_s=resume_s, **served))
             note(str(costs[-1]))
             shutil.rmtree(path)
@@ -153,16 +199,24 @@ def main() -> None:
     parts = list(costs[0].bytes_per_entry)
     headers = ["entries", "build s", "load s", "refresh s", "add s", "remove s", "swap s",
                "resume s", *(f"ms at {b}" for b in args.batches),
-               *(f"{part} B" for part in parts), "own GiB", "peak GiB"]  # fmt: skip
+               "recall", *(f"{part} B" for part in parts), "own GiB", "peak GiB"]  # fmt: skip
     rows = [
         [
             f"{c.entries:,}",
             *(
-                f"{s:.2f}"
-                for s in (c.build_s, c.load_s, c.refresh_s, c.add_s, c.remove_s, c.swap_s)
+                "-" if s is None else f"{s:.2f}"
+                for s in (
+                    c.build_s,
+                    c.load_s,
+                    c.refresh_s,
+                    c.add_s,
+                    c.remove_s,
+                    c.swap_s,
+                    c.resume_s,
+                )
             ),
-            f"{c.resume_s:.2f}",
             *(f"{c.search_ms[b]:.1f}" for b in args.batches),
+            "exact" if c.recall is None else f"{c.recall:.3f}",
             *(f"{c.bytes_per_entry[part]:.0f}" for part in parts),
             f"{c.own_bytes / 2**30:.2f}",
             f"{c.peak_bytes / 2**30:.2f}",

@@ -23,19 +23,33 @@ from model import KeyEncoderFactory, PlugLMConfig, PlugLMForMaskedLM
 
 VOCABULARY, ENTRY_TOKENS = 30_522, 64
 SEGMENT_ROWS = 1 << 20
+TOPIC_WORDS = 20
 
 
-def invented_tokens(rows: int, *, seed: int, entry_tokens: int = ENTRY_TOKENS) -> NDArray[Any]:
-    """Token ids as frequent as words are (Zipf), uint16 [rows, S], entries of 16 to S tokens."""
+def invented_tokens(
+    rows: int, *, seed: int, entry_tokens: int = ENTRY_TOKENS, topics: int = 0
+) -> NDArray[Any]:
+    """Token ids as frequent as words are (Zipf), uint16 [rows, S], entries of 16 to S tokens.
+
+    With `topics`, half of an entry's tokens are from the twenty words of one of so many topics, so
+    that keys lie in clusters, as a trained encoder's do; without, in a single cloud.
+    """
     random = np.random.default_rng(seed)
     ranks = 1 + (VOCABULARY - 2) ** random.random((rows, entry_tokens), dtype=np.float32)
     tokens = np.minimum(ranks, VOCABULARY - 1).astype(np.uint16)
+    if topics:
+        topic_of = random.integers(0, topics, (rows, 1))
+        word_of = random.integers(0, TOPIC_WORDS, tokens.shape)
+        own = 1 + (topic_of * 7919 + word_of * 1_299_709) % (VOCABULARY - 1)  # spread by primes
+        tokens = np.where(random.random(tokens.shape) < 0.5, own, tokens).astype(np.uint16)
     lengths = random.integers(min(16, entry_tokens), entry_tokens + 1, rows)
     tokens[np.arange(entry_tokens) >= lengths[:, None]] = 0
     return tokens
 
 
-def invented_store(path: Path, entries: int, *, entry_tokens: int = ENTRY_TOKENS) -> Store:
+def invented_store(
+    path: Path, entries: int, *, entry_tokens: int = ENTRY_TOKENS, topics: int = 0
+) -> Store:
     """A store of invented entries, four to a document, in segments of about a million."""
     store = Store.create(
         path,
@@ -47,12 +61,12 @@ def invented_store(path: Path, entries: int, *, entry_tokens: int = ENTRY_TOKENS
     files = []
     for first in range(0, entries, SEGMENT_ROWS):
         rows = min(SEGMENT_ROWS, entries - first)
-        files.append(invented_segment(store, f"all-{first}", first, rows))
+        files.append(invented_segment(store, f"all-{first}", first, rows, topics=topics))
     store.commit(add_segments=files, message="invented", domain="first")
     return store
 
 
-def invented_segment(store: Store, name: str, first_id: int, rows: int) -> Path:
+def invented_segment(store: Store, name: str, first_id: int, rows: int, *, topics: int = 0) -> Path:
     """A segment of new entries, ready to be committed."""
     path = store.incoming / f"{name}.arrow"
     ids, empty = np.arange(first_id, first_id + rows), [""] * rows
@@ -60,7 +74,9 @@ def invented_segment(store: Store, name: str, first_id: int, rows: int) -> Path:
         path,
         ids=ids,
         doc_ids=ids // 4,
-        tokens_NS=invented_tokens(rows, seed=first_id, entry_tokens=store.meta.entry_tokens),
+        tokens_NS=invented_tokens(
+            rows, seed=first_id, entry_tokens=store.meta.entry_tokens, topics=topics
+        ),
         texts=empty,
         titles=empty,
         sources=empty,

@@ -13,6 +13,7 @@ from torch import Tensor
 from memory_server.api import Entry, KeyEncoderFactory, MemoryInfo, Retrieved, StageStatus
 from memory_server.errors import MemoryClosed, RefreshFailed, UnknownEpoch
 from memory_server.index.base import IndexSettings
+from memory_server.index.recall_audit import AuditReport
 from memory_server.keys.key_sources import tables_pay_from
 from memory_server.keys.stored_vectors import StoredVectors
 from memory_server.replies import merge_replies
@@ -289,6 +290,13 @@ class LocalMemory:
         with self._lock:
             self._book.unpin(pin.id)
             self._forget_left()
+
+    def audit(self) -> AuditReport:
+        """Measure the live epoch's recall on recent queries, which decides whether an approximate
+        index may answer (`IndexSettings.min_recall`). Blocks; a thread does so every
+        `audit_every_s` seconds without being asked."""
+        self._check_open()
+        return self._shard.audit.run_once()
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
         """See `Memory.entries`."""

@@ -71,6 +71,22 @@ def go_live(memory: LocalMemory, epoch: int) -> None:
     memory.activate(epoch)
 
 
+def test_an_audit_can_be_asked_for(store: Store, tokens: np.ndarray) -> None:
+    settings = IndexSettings(kind="ivf", search="nprobe=96", min_recall=0.7, audit_every_s=3600)
+    weights = weights_of(0.0)
+    with LocalMemory(store, encoder=toy_factory, weights=weights, index=settings) as memory:
+        assert memory.audit().recall is None
+        for few in queries_of(tokens, weights, 1).split(8):
+            assert memory.search(few, 5).exact
+        report = memory.audit()
+        assert not report.exact
+        assert report.recall is not None
+        assert report.recall > 0.7
+        assert not memory.search(queries_of(tokens, weights, 2), 5).exact
+    with pytest.raises(MemoryClosed):
+        memory.audit()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize("kind", ["ivf", "pq"])
 def test_exact_then_fast_then_edited(
