@@ -76,17 +76,17 @@ def markdown(whole: Mapping[str, Any], ratios: Mapping[str, Sequence[Ratio]]) ->
     return "\n".join(lines)
 
 
-def between_markers(text: str, new: str) -> str:
+def between_markers(text: str, new: str, begin: str = BEGIN, end: str = END) -> str:
     """The document with what is between its markers replaced.
 
     Raises:
         ValueError: it does not have each marker once, in that order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"must hold {BEGIN} and then {END}, each once")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"must hold {begin} and then {end}, each once")
+    before, _, rest = text.partition(begin)
+    after = rest.partition(end)[2]
+    return f"{before}{begin}\n\n{new}\n\n{end}{after}"
 
 
 def _arguments() -> argparse.Namespace:

@@ -156,7 +156,7 @@ def run_one(
 
 def words_of(benchmark: Benchmark, size: str, folder: Path, choice: Choice) -> list[str]:
     """Its arguments, with what the placeholders stand for."""
-    values = {"out": folder.resolve() / f"{benchmark.name}.out"}
+    values = {"out": folder.resolve() / f"{benchmark.name}.out", "results": folder.resolve()}
     values.update({k: v.resolve() for k in ("run", "corpus") if (v := getattr(choice, k))})
     return [word.format_map(values) for word in shlex.split(benchmark.words[size])]
 

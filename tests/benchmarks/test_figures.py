@@ -53,6 +53,46 @@ def test_everyone_has_as_many_turns_and_each_comes_first(load: Load) -> None:
     assert min(results["a"] + results["b"] + results["c"]) == 4, "the warm-up is not kept"
 
 
+def test_the_law_of_a_cost_is_found(load: Load) -> None:
+    fit = load("cost_curves").fit
+    sizes = [1e4, 1e5, 1e6, 1e7]
+    line = fit(sizes, [0.5 + 3e-6 * size for size in sizes])
+    assert (line.power, line.worst) == (1.0, pytest.approx(0, abs=1e-9))
+    assert line.at(1e8) == pytest.approx(300.5)
+    assert line.shown() == "0.5 + 3 N/10^6"
+    assert fit(sizes, [2e-3 * size**0.5 for size in sizes]).shown() == "2 sqrt(N)/10^3"
+    assert fit(sizes, [7.0, 7.1, 6.9, 7.0]).shown().startswith("7")
+    # Costs never fall with size, so what is measured as falling errs instead of being explained.
+    falling = fit(sizes, [4.0, 3.0, 2.0, 1.0])
+    assert min(falling.fixed, falling.slope) >= 0
+    assert falling.worst > 0.3
+    with pytest.raises(ValueError, match="two sizes"):
+        fit([1e4], [1.0])
+    with pytest.raises(ValueError, match="above 0"):
+        fit([1e4, 1e5], [1.0, 0.0])
+
+
+def test_curves_foretell_the_largest_size(load: Load) -> None:
+    curves = load("cost_curves").curves
+    costs = [
+        {
+            "entries": size,
+            "load_s": 1 + size / 1e6,
+            **dict.fromkeys(("build_s", "refresh_s", "add_s", "remove_s", "swap_s", "resume_s")),
+            "search_ms": {"32": size / 1e4 * (2 if size == 10**7 else 1)},
+            "own_bytes": 2**30,
+            "peak_bytes": 2**31,
+            "store_bytes": 150 * size,
+        }
+        for size in (10**4, 10**5, 10**6, 10**7)
+    ]
+    found = {curve.name: curve for curve in curves(costs)}
+    assert "refresh" not in found
+    assert found["load"].foretold == pytest.approx(0, abs=1e-9)
+    assert found["search, batch 32"].foretold == pytest.approx(-0.5)
+    assert found["process, one epoch"].law.at(10**9) == pytest.approx(1)
+
+
 def test_a_table_is_aligned(load: Load) -> None:
     lines = load("harness").table(["name", "s"], [["long name", "1"], ["x", "12.5"]]).splitlines()
     assert len({len(line) for line in lines}) == 1

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from memory_server.api import Retrieved
+from memory_server.errors import MemoryClosed
 from memory_server.index.base import IndexSettings
 from memory_server.index.faiss_presets import SMALLEST_BLOCK
 from memory_server.local import LocalMemory
