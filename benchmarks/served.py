@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +99,37 @@ def key_encoder(hidden: int, *, seed: int = 0) -> tuple[KeyEncoderFactory, dict[
     )
     weights = PlugLMForMaskedLM(config).key_weights()
     return KeyEncoderFactory(config.to_dict()), weights
+
+
+_CLUSTERS, _CLUSTERED_WIDTH, _SUMMED = 1000, 128, 16
+
+
+def clustered_weights() -> dict[str, Tensor]:
+    """What `ClusteredEncoder` reads: centres, and a random vector for every token."""
+    random = torch.Generator().manual_seed(0)
+    return {
+        "centres": torch.randn(_CLUSTERS, _CLUSTERED_WIDTH, generator=random),
+        "words": torch.randn(VOCABULARY, _CLUSTERED_WIDTH, generator=random),
+    }
+
+
+class ClusteredEncoder:
+    """Keys around random centres, which a trained encoder's are like and an untrained one's not.
+
+    The first tokens of an entry decide its centre, and their vectors its place around it, with half
+    the deviation of the centres.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._centres, self._words = weights["centres"], weights["words"]
+
+    def __call__(self, tokens_NS: Tensor) -> Tensor:
+        """Keys, float32 [N, 128], of tokens, integers [N, S]."""
+        first = tokens_NS[:, :_SUMMED].long()
+        spread = torch.arange(1, _SUMMED + 1) * 7919
+        centre = (first * spread).sum(dim=1) % len(self._centres)
+        around = torch.nn.functional.embedding_bag(first, self._words, mode="sum")
+        return self._centres[centre] + 0.5 * around / _SUMMED**0.5
 
 
 def other_weights(weights: dict[str, Tensor], *, seed: int) -> dict[str, Tensor]:
