@@ -178,9 +178,12 @@ def main() -> None:
                 "bytes": size,
                 "save_s": Spread.of(saved[way]),
                 "load_s": Spread.of(loaded[way]),
-                "save_ratio": spread_of_ratios(saved[OURS], saved[way]),
-                "load_ratio": spread_of_ratios(loaded[OURS], loaded[way]),
+                "save_ratio": None,
+                "load_ratio": None,
             }
+            if way != OURS:
+                one["save_ratio"] = spread_of_ratios(saved[OURS], saved[way])
+                one["load_ratio"] = spread_of_ratios(loaded[OURS], loaded[way])
             figures.append(one)
             rows.append(
                 [

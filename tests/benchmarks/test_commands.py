@@ -74,6 +74,50 @@ def test_flat_search_finds_what_its_peer_finds(tmp_path: Path) -> None:
     assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
 
 
+@pytest.mark.multiprocess
+def test_every_kind_of_search_finds_what_is_near(tmp_path: Path) -> None:
+    words = ["--entries", "3000", "--batches", "2", "--repeats", "2", "--threads", "1"]
+    rows = {row["name"]: row for row in figures("search_peers", tmp_path, *words)}
+    for name in ("torch product and topk", "faiss.IndexFlatIP", "ours, exact"):
+        assert rows[name]["recall"] == 1.0, name
+    for name, row in rows.items():
+        assert row["recall"] > 0.9, name
+        assert row["bytes_per_entry"] > 100, name
+    assert rows["faiss.IndexFlatIP"]["ratio"]["2"]["median"] == 1.0
+    assert "ours, exact, over Ray" in rows
+
+
+def test_a_checkpoint_is_compared_with_those_of_others(tmp_path: Path) -> None:
+    words = ["--hidden", "16", "--layers", "2", "--repeats", "1"]
+    ours, *others = figures("checkpoint_speed", tmp_path, *words)
+    assert ours["save_ratio"] is None
+    assert len(others) == 2
+    # Weights, moments and a copy of the weights in float32: nobody leaves something out.
+    for other in others:
+        assert other["bytes"] == pytest.approx(ours["bytes"], rel=0.1), other["way"]
+        assert other["save_ratio"]["median"] > 0
+
+
+def test_costs_at_a_size_become_laws(tmp_path: Path) -> None:
+    (cost,) = figures("memory_at_size", tmp_path, "--entries", "300", "--batches", "1")
+    assert cost["entries"] == 300
+    assert all(cost[step] > 0 for step in ("refresh_s", "add_s", "remove_s", "swap_s", "resume_s"))
+    whole = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    # Three measured sizes would take three times as long; a law is made of any figures.
+    whole["figures"] = [cost | {"entries": 300 * times} for times in (1, 10, 100)]
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- cost curves -->\n<!-- end of cost curves -->\nb\n", encoding="utf-8")
+    call("cost_curves", str(path), "--draw", str(tmp_path), "--document", str(page))
+    text = page.read_text(encoding="utf-8")
+    assert "| refresh, s" in text
+    assert "| search, batch 1, ms" in text
+    assert text.endswith("b\n")
+    assert (tmp_path / "cost_curves.svg").stat().st_size > 10_000
+    assert (tmp_path / "cost_curves.png").stat().st_size > 10_000
+
+
 def test_data_is_read_faster_than_it_is_needed(tmp_path: Path) -> None:
     words = ["--documents", "200", "--batch", "8", "--steps", "2", "--repeats", "2"]
     rows = figures("data_reading", tmp_path, *words)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, BertForMaskedLM
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, TrainingArguments
 
 from cluster.cli import main
 from tests.cluster.memory_support import Capture, refusal
 from tests.trainer.finetune.tiny import FRUIT, PETS, make_tokenizer, save_bert, save_pluglm
-from trainer.finetune.plain_bert import TokenSequences
+from trainer.finetune.plain_bert import MaskedTrainer, TokenSequences
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,24 @@ def test_plain_bert_of_a_pluglms_size_begins_from_the_seed(home: Path, tmp_path:
     assert all(torch.equal(a, b) for a, b in pairs)
     pairs = zip(first.parameters(), other.parameters(), strict=True)
     assert not all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_loss_at_the_masks_is_the_models_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertForMaskedLM(BertConfig(vocab_size=50, intermediate_size=32, **shape)).eval()
+    ids_BT = torch.randint(1, 50, (3, 7))
+    labels_BT = ids_BT.masked_fill(torch.rand(3, 7) > 0.4, -100)
+    attended_BT = torch.ones_like(ids_BT)
+    attended_BT[1, 5:], labels_BT[1, 5:] = 0, -100
+    inputs = {"input_ids": ids_BT, "attention_mask": attended_BT, "labels": labels_BT}
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    ours = MaskedTrainer(model=model, args=arguments).compute_loss(model, dict(inputs))
+    gradient = torch.autograd.grad(ours, model.bert.embeddings.word_embeddings.weight)[0]
+    theirs = model(**inputs).loss
+    expected = torch.autograd.grad(theirs, model.bert.embeddings.word_embeddings.weight)[0]
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_long_texts_are_cut_at_words() -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
+from torch.nn import functional
 from torch.utils.data import Dataset
 from transformers import (
     AutoModelForMaskedLM,
@@ -40,6 +41,7 @@ from trainer.finetune.errors import TaskDataError
 from trainer.settings_fields import ConfigError
 
 ABOUT = "baseline.json"
+IGNORED = -100
 MASK_PROBABILITY, WARMUP, WEIGHT_DECAY = 0.15, 0.06, 0.01
 _TEXTS = 512
 Say = Callable[[str], None]
@@ -195,7 +197,7 @@ def pretrain_plain(
     shutil.rmtree(work, ignore_errors=True)
     watch = _Losses(training.steps, say)
     try:
-        trainer = Trainer(
+        trainer = MaskedTrainer(
             model=model,
             args=_arguments(training, work),
             train_dataset=data,
@@ -227,6 +229,28 @@ def pretrain_plain(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return told
+
+
+class MaskedTrainer(Trainer):
+    """Has BERT predict at the masks alone: most of a small model's time is its output layer."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The mean cross-entropy over the masked positions, as the model itself computes it."""
+        if not isinstance(model, BertForMaskedLM) or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels_BT = inputs["labels"]
+        rest = {name: value for name, value in inputs.items() if name != "labels"}
+        hidden_BTH = model.bert(**rest).last_hidden_state
+        masked_BT = labels_BT != IGNORED
+        logits_MV = model.cls(hidden_BTH[masked_BT])
+        total = functional.cross_entropy(logits_MV.float(), labels_BT[masked_BT], reduction="sum")
+        return total / masked_BT.sum().clamp(min=1)
 
 
 class _Losses(TrainerCallback):
