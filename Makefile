@@ -26,7 +26,7 @@ ifeq ($(filter $(EXTRA),cpu gpu),)
 $(error EXTRA=$(EXTRA) is not known: give EXTRA=cpu or EXTRA=gpu)
 endif
 
-.PHONY: setup quickstart test docs bench-check lint clean
+.PHONY: setup quickstart test coverage docs bench-check lint clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -54,6 +54,15 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_ARGS)
+
+# The lines that the tests run, in all processes that they start; by package, then the whole.
+coverage: $(STAMP)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n $(TEST_PROCESSES) $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	@for package in $(PACKAGES); do echo "$$package: $$($(BIN)/coverage report \
+	  --format=total --precision=1 --include="$$package/*") % of its lines"; done
+	$(BIN)/coverage report --skip-covered --sort=cover | tail -n 40
 
 docs: $(STAMP)
 	$(BIN)/python -m cluster.reference

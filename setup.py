@@ -54,6 +54,7 @@ setup(
         "onnx": ["onnx>=1.18", "onnxscript>=0.5"],
         "simulation": ["simpy>=4.1"],
         "dev": [
+            "coverage",
             "hypothesis",
             "import-linter",
             "matplotlib",
