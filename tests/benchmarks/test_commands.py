@@ -74,6 +74,13 @@ def test_flat_search_finds_what_its_peer_finds(tmp_path: Path) -> None:
     assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
 
 
+def test_the_help_is_there_at_once(tmp_path: Path) -> None:
+    found = figures("imports", tmp_path, "--repeats", "1")
+    ratios = {one["what"]: one["ratio"]["median"] for one in found["imports"]}
+    assert ratios["pluglm --help"] < 1, "the map of commands does not import torch"
+    assert min(found["lines"].values()) > 1000
+
+
 @pytest.mark.multiprocess
 def test_every_kind_of_search_finds_what_is_near(tmp_path: Path) -> None:
     words = ["--entries", "3000", "--batches", "2", "--repeats", "2", "--threads", "1"]
