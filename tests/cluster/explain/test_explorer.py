@@ -161,6 +161,13 @@ def test_a_taken_port_is_told(served: Served) -> None:
             ExplorerServer(served.session, port=port)
 
 
+def test_a_k_that_no_answer_could_have_is_refused_at_once(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explorer", str(served.run.run), "-k", "1024"]) == 2
+    assert "-k 1024: at most 1023 entries can be explained" in capsys.readouterr().err
+
+
 def test_a_store_elsewhere_is_not_copied(
     served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
