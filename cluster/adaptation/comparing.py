@@ -55,6 +55,9 @@ def check_comparison(comparison: Comparison, *, say: Say) -> None:
     for condition in comparison.conditions:
         say(f"{condition.name}: {condition.what}")
         check_finetuning(condition.config, say=say)
+    for split, seen in rows_seen_in_training(comparison.conditions[0].config.task).items():
+        if any(seen):
+            say(f"{sum(seen):,} of {len(seen):,} {split} rows have the text of a training row")
 
 
 def run_comparison(

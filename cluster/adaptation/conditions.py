@@ -70,9 +70,11 @@ def adaptation_conditions(config: AdaptationConfig) -> list[Condition]:
 
     Raises:
         UnknownDomain: a domain is not plugged; names those that are. StoreError: no usable store.
-        ConfigError: a baseline that is no plain BERT.
+        ConfigError: a baseline that is no plain BERT. Else as `check_reads_memory`.
     """
     compare = config.compare
+    if any(name not in (BASELINE, DAPT) for name in compare.conditions):
+        check_reads_memory(config.model.path)
     domains = {GENERAL: compare.general, BOTH: (*compare.general, *compare.domain)}
     domains[DOMAIN] = compare.domain
     models = {BASELINE: compare.baseline, DAPT: compare.dapt}
@@ -93,6 +95,24 @@ def adaptation_conditions(config: AdaptationConfig) -> list[Condition]:
     return found
 
 
+def check_reads_memory(path: str) -> None:
+    """Refuse a `model.path` that would be the same model under every condition.
+
+    Raises:
+        FileNotFoundError: no model there. ConfigError: it has no memory layer.
+    """
+    if not (Path(path).expanduser() / "config.json").is_file():
+        raise FileNotFoundError(
+            f"model.path = {path!r}: holds no config.json; give the directory of a PlugLM, such "
+            "as RUN_DIR/model"
+        )
+    if not _memory_layers(_raw_config(path)):
+        raise ConfigError(
+            f"model.path = {path!r}: reads no memory, so there is nothing to compare; give a "
+            "PlugLM with memory layers, such as RUN_DIR/model"
+        )
+
+
 def reference_names(compared: list[str]) -> list[str]:
     """The conditions that the others are measured against, of those that there are."""
     return [name for name in (NO_MEMORY, GENERAL) if name in compared]
@@ -110,13 +130,18 @@ def size_note(first: str, other: str) -> str:
 
 
 def _check_plain(key: str, path: str) -> None:
-    raw = _raw_config(path)
-    memory_layers = raw.get("num_memory_layers", PlugLMConfig.num_memory_layers)
-    if raw.get("model_type") == PlugLMConfig.model_type and memory_layers:
+    if _memory_layers(_raw_config(path)):
         raise ConfigError(
             f"{key} = {path!r}: is a PlugLM with memory layers, which is what it is compared with; "
             "give plain BERT of the same size"
         )
+
+
+def _memory_layers(raw: dict[str, Any]) -> int:
+    """How many memory layers a model has, by its config.json; other models than PlugLM: none."""
+    if raw.get("model_type") != PlugLMConfig.model_type:
+        return 0
+    return int(raw.get("num_memory_layers", PlugLMConfig.num_memory_layers))
 
 
 def _raw_config(path: str) -> dict[str, Any]:

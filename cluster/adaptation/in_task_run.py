@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster.adaptation.comparing import Comparison, check_comparison, run_comparison
-from cluster.adaptation.conditions import Condition, condition_of, without_memory
+from cluster.adaptation.conditions import (
+    Condition,
+    check_reads_memory,
+    condition_of,
+    without_memory,
+)
 from cluster.adaptation.in_task import (
     COPY,
     Samples,
@@ -49,8 +54,9 @@ def check_in_task(config: InTaskConfig, *, say: Say) -> Samples:
         The samples as they will be added.
 
     Raises:
-        As `read_samples` and `trainer.finetune.run.check`.
+        As `check_reads_memory`, `read_samples` and `trainer.finetune.run.check`.
     """
+    check_reads_memory(config.model.path)
     samples = read_samples(config, say=say)
     plain = condition_of(config, MEMORY, CONDITIONS[MEMORY], memory=config.memory)
     check_comparison(_comparison(config, [plain]), say=say)

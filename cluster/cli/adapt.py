@@ -118,12 +118,15 @@ def _told(done: Adapted, options: argparse.Namespace) -> list[str]:
         f"{read.passages - read.empty:,} passages, {read.entries:,} entries, {done.tokens:,} "
         f"tokens in {done.seconds:.1f} s; {seen}"
     ]
-    if done.edit.version is not None:
-        server = "" if options.server is None else f" --server {quote(options.server)}"
-        lines.append(
-            f"to go back: pluglm adapt {quote(options.store)} --name {quote(options.name)} --undo"
-            f"{server}"
-        )
+    if done.edit.version is None:
+        return lines
+    place = quote(options.store)
+    server = "" if options.server is None else f" --server {quote(options.server)}"
+    back = f"pluglm adapt {place} --name {quote(options.name)} --undo"
+    if options.replace and done.edit.counts.removed:
+        # To undo would take the domain out, and not bring back what it held.
+        back = f"pluglm memory rollback {place} {done.edit.parent}"
+    lines.append(f"to go back: {back}{server}")
     return lines
 
 

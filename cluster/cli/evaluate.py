@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _what(options: argparse.Namespace) -> tuple[PretrainConfig, Path]:
     """The settings and the model that the arguments name."""
-    from cluster.cli.places import run_config, run_model
+    from cluster.cli.places import run_config, run_model, with_corpus
     from cluster.config import config_from_mapping
 
     given = {
@@ -92,7 +92,7 @@ def _what(options: argparse.Namespace) -> tuple[PretrainConfig, Path]:
                 "give a RUN_DIR, or both --model and --corpus; see `pluglm evaluate --help`"
             )
         return config_from_mapping(tree, options.set), options.model
-    run = run_config(options.run)
+    run = run_config(options.run if options.corpus else with_corpus(options.run))
     model = run_model(options.run) if options.model is None else options.model
     return _changed(run, tree, options.set), model
 

@@ -55,14 +55,26 @@ def _say(line: str) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from cluster.cli.registry import find_command
     from cluster.experiments.plan import read_experiment
-    from cluster.experiments.results import described, results_of, write_section
+    from cluster.experiments.results import (
+        check_section,
+        described,
+        results_of,
+        write_section,
+    )
     from cluster.experiments.running import Place, StageFailed, run_experiment
     from trainer.export import write_json
 
     if not options.data.is_dir():
         raise UsageError(f"--data {options.data}: there is no such directory")
     experiment = read_experiment(options.experiment, dict(options.set))
+    # What can be seen now is refused now, not when hours of earlier stages are done.
+    for stage in experiment.stages:
+        if stage.run:
+            find_command(stage.run)
+    if options.write_docs is not None:
+        check_section(options.write_docs, experiment.name)
     out = options.out or Path("runs") / "experiments" / experiment.name
     place = Place(
         experiment=experiment,

@@ -83,11 +83,14 @@ def _run(options: argparse.Namespace) -> int:
     if model is None:
         if options.store is None or not is_run(Path(options.store)):
             raise UsageError(
-                "no run directory is given, so --model is needed; see `pluglm explain --help`"
+                f"{options.store or 'a server'} is no run directory, so --model is needed; see "
+                "`pluglm explain --help`"
             )
         model = run_model(Path(options.store))
     if options.html is not None and not options.html.parent.is_dir():
         raise UsageError(f"--html {options.html}: there is no directory {options.html.parent}")
+    if options.html is not None and options.html.is_dir():
+        raise UsageError(f"--html {options.html}: is a directory; name a file in it")
     asked = {
         "k": options.k,
         "answer": options.answer,

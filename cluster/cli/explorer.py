@@ -52,7 +52,10 @@ def _run(options: argparse.Namespace) -> int:
     from cluster.explain.session import Session, private_copy
     from cluster.memory_tools import chosen_device
     from cluster.trained_model import load_trained_model
+    from memory_server.requests import MAX_TOP_K
 
+    if options.k is not None and options.k >= MAX_TOP_K:
+        raise UsageError(f"-k {options.k}: at most {MAX_TOP_K - 1} entries can be explained")
     model = options.model
     if model is None:
         if "://" in options.store or not is_run(Path(options.store)):

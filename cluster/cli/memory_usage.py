@@ -31,7 +31,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from cluster.cli.places import run_config, run_model
+    from cluster.cli.places import run_config, run_model, with_corpus
     from cluster.evaluate import memory_usage
 
     overrides = list(options.set)
@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace) -> int:
         overrides.append(f"evaluate.sequences={options.sequences}")
     if options.k is not None:
         overrides.append(f"memory.top_k={options.k}")
-    config = run_config(options.run, overrides)
+    config = run_config(with_corpus(options.run), overrides)
     told = memory_usage(
         config,
         run_model(options.run),
@@ -76,21 +76,31 @@ def describe_usage(told: dict[str, Any]) -> str:
         if len(shares) > 1:
             lines.append(table((title, "reading"), shares, most=(40, 8), right=(1,)))
     times = ", ".join(
-        f"{one['entries']:,} {one['from']} to {one['to']} times" for one in told["times_read"]
+        f"{one['entries']:,} {_times(one['from'], one['to'])}" for one in told["times_read"]
     )
     lines.append(f"entries read: {times}")
     used = [[str(e["times"]), e["title"], e["text"]] for e in told["most_used"]]
     lines.append(table(("times", "title", "text"), used, most=(6, 28, 70), right=(0,)))
     if told["alike"]:
         pairs = [
-            [f"{pair['cosine']:.3f}", *(entry["text"] for entry in pair["entries"])]
+            [
+                f"{pair['cosine']:.3f}",
+                *(str(value) for e in pair["entries"] for value in (e["id"], e["text"])),
+            ]
             for pair in told["alike"]
         ]
         lines.append("entries that are nearly the same, among those read most:")
-        lines.append(table(("cosine", "one", "other"), pairs, most=(6, 50, 50), right=(0,)))
+        head = ("cosine", "id", "one", "id", "other")
+        lines.append(table(head, pairs, most=(6, 20, 36, 20, 36), right=(0,)))
     if training := told.get("training"):
         lines += _training(training)
     return "\n\n".join(lines)
+
+
+def _times(least: int, most: int) -> str:
+    if most > least:
+        return f"{least:,} to {most:,} times"
+    return "once" if most == 1 else f"{most:,} times"
 
 
 def _training(told: dict[str, Any]) -> list[str]:

@@ -57,6 +57,21 @@ def run_model(run_dir: Path) -> Path:
     return path
 
 
+def with_corpus(run_dir: Path) -> Path:
+    """The run's directory, if its held-out text can be read.
+
+    Raises:
+        ConfigError: the run was trained on the synthetic world, which has none.
+    """
+    if (run_dir / WORLD_MEMORY / STORE_FILE).is_file():
+        raise ConfigError(
+            f"the run {run_dir} was trained on invented facts and has no held-out text; its "
+            "figures are in exam.json and evaluation.json there, and `pluglm probe` and `pluglm "
+            "explain` ask it more"
+        )
+    return run_dir
+
+
 def memory_path(path: Path) -> Path | str:
     """The store that a path leads to: itself, a corpus's own memory, or the one a run read.
 

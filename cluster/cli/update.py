@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.cli.command import Command
+from cluster.cli.command import Command, UsageError
 from cluster.cli.memory_options import identity, some_path
 from cluster.cli.probe_options import PROBES_HELP, add_common, asked, say
 
@@ -24,9 +24,7 @@ def _update_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--add", type=some_path, nargs="+", default=[], metavar="FILE", help="add these files"
     )
-    parser.add_argument(
-        "--domain", default="default", metavar="NAME", help="where --add goes (default: default)"
-    )
+    parser.add_argument("--domain", metavar="NAME", help="where --add goes (default: default)")
     parser.add_argument(
         "--replace",
         type=some_path,
@@ -73,6 +71,8 @@ def _update(options: argparse.Namespace) -> int:
     from cluster.probes.shown import describe_update, groups_as_json
     from cluster.probes.updating import update_knowledge
 
+    if options.domain is not None and not options.add:
+        raise UsageError("--domain says where --add goes; give --add, or leave --domain out")
     edits = Edits(
         remove_ids=tuple(options.remove),
         remove_doc_ids=tuple(options.remove_doc),
@@ -80,7 +80,7 @@ def _update(options: argparse.Namespace) -> int:
         replace=_knowledge(options.replace),
         replace_facts=options.replace_with is not None,
         add=_knowledge(options.add),
-        domain=options.domain,
+        domain=options.domain or "default",
         snippets=options.snippets is not None,
     )
     edits.check()

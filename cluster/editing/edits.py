@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from memory_server.store.manifest import Manifest
 from memory_server.store.names import check_domain, check_message
 from memory_server.store.store import Store
 
+_ROLLED_BACK = re.compile(r"^(roll back to [0-9a-f]+: )+")
 ATTEMPTS = 12
 PAUSE_S = (
     0.02  # grows with the attempts, and differs between the tools that are in each other's way
@@ -181,7 +183,9 @@ class Editor:
         """
         self._check_memory()
         target, base = self.store.manifest(self.store.resolve(version)), self.store.manifest()
-        message = self.message or f"roll back to {target.version}: {target.message}"
+        # The content is told, not the rollbacks that it went through.
+        content = _ROLLED_BACK.sub("", target.message)
+        message = self.message or f"roll back to {target.version}: {content}"
         try:
             diff = self.store.diff(base.version, target.version)
             counts = counts_of_diff(diff, base, target)

@@ -99,6 +99,10 @@ def read_experiment(path: Path, variables: Mapping[str, str] | None = None) -> E
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is no TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is no TOML: not UTF-8 text at byte {error.start}; save it as UTF-8"
+        ) from error
     allowed = {"description", "seeds", "variables", "stage", "measure", "comparison"}
     _refuse_unknown(path, raw, allowed)
     seeds = raw.get("seeds", [0, 1, 2])

@@ -125,15 +125,28 @@ def write_section(document: Path, name: str, text: str) -> None:
     Raises:
         ConfigError: the document has not exactly one such place.
     """
-    whole = document.read_text(encoding="utf-8")
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    if whole.count(begin) != 1 or whole.count(end) != 1 or whole.index(begin) > whole.index(end):
-        raise ConfigError(f"{document} must have one line {begin} and, below it, one {end}")
+    whole, begin, end = _marked(document, name)
     before, _, rest = whole.partition(begin)
     _, _, after = rest.partition(end)
     draft = document.with_name(f".{document.name}.tmp")
     draft.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
     draft.replace(document)
+
+
+def check_section(document: Path, name: str) -> None:
+    """Refuse a document that `write_section` could not write to. Raises ConfigError."""
+    _marked(document, name)
+
+
+def _marked(document: Path, name: str) -> tuple[str, str, str]:
+    """A document's text and its two markers."""
+    if not document.is_file():
+        raise ConfigError(f"there is no document {document}; correct the path")
+    whole = document.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if whole.count(begin) != 1 or whole.count(end) != 1 or whole.index(begin) > whole.index(end):
+        raise ConfigError(f"{document} must have one line {begin} and, below it, one {end}")
+    return whole, begin, end
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -57,8 +57,13 @@ def run_experiment(place: Place, *, again: bool, say: Callable[[str], None]) -> 
         again: run stages again whose settings have changed since, and all that come after them.
 
     Raises:
-        ConfigError: a finished stage was run with other settings. StageFailed.
+        ConfigError: a finished stage was run with other settings, or a stage uses a slot that is
+            not known; before anything is run. StageFailed.
     """
+    for stage, seed in _all(place.experiment.stages, place.experiment.seeds):
+        slots = place.slots(seed)
+        for word in stage.run:
+            place.experiment.filled(word, slots)
     place.out.mkdir(parents=True, exist_ok=True)
     seeds = place.experiment.seeds
     done = [

@@ -7,7 +7,7 @@ and loses this one, so that the answer is the one that a memory without the entr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -69,6 +69,56 @@ class LookupWithout:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A text that can be explained.
+
+    Attributes:
+        tokens_1T: int64 [1,T], with [CLS] and [SEP].
+        positions: of the masks, at least one.
+        answer: the token whose probability is followed; None: the model's own first guess.
+    """
+
+    tokens_1T: Tensor
+    positions: Sequence[int]
+    answer: int | None
+
+
+def check_question(
+    trained: TrainedModel, text: str, *, k: int, entries: int, answer: str | None, guesses: int
+) -> Question:
+    """What `explain` is asked, before any key is made.
+
+    Args:
+        entries: how many the memory holds. The others are as of `explain`.
+
+    Raises:
+        ConfigError: it cannot be explained; says why.
+    """
+    most = min(entries, MAX_TOP_K - 1)
+    if not entries:
+        raise ConfigError(
+            "the memory holds no entry, so none can explain an answer; add text to it, or plug a "
+            "domain in"
+        )
+    if not 1 <= k <= most:
+        raise ConfigError(f"k = {k}: must be from 1 to {most} (the memory holds {entries} entries)")
+    vocabulary = int(trained.model.config.vocab_size)
+    if not 1 <= guesses <= vocabulary:
+        raise ConfigError(
+            f"guesses = {guesses}: must be from 1 to {vocabulary}, the model's vocabulary"
+        )
+    tokens_1T = sentence_tokens(trained, text)
+    positions = (tokens_1T[0] == trained.tokenizer.mask_token_id).nonzero().flatten().tolist()
+    if not positions:
+        raise ConfigError(
+            f"the text {text!r} has no [MASK]: put [MASK] where the model is to answer, "
+            'such as "The capital of Portugal is [MASK]."'
+        )
+    asked = None if answer is None else answer_token(trained, answer)
+    return Question(tokens_1T=tokens_1T, positions=positions, answer=asked)
+
+
 def explain(
     trained: TrainedModel,
     memory: Memory,
@@ -98,16 +148,11 @@ def explain(
     Raises:
         ConfigError: there is nothing to explain; says why.
     """
-    _check_k(memory, k)
-    tokens_1T = sentence_tokens(trained, text)
-    positions = (tokens_1T[0] == trained.tokenizer.mask_token_id).nonzero().flatten().tolist()
-    if not positions:
-        raise ConfigError(
-            f"the text {text!r} has no [MASK]: put [MASK] where the model is to answer, "
-            'such as "The capital of Portugal is [MASK]."'
-        )
-    asked = None if answer is None else answer_token(trained, answer)
-    tokens_1T = tokens_1T.to(trained.device)
+    asked_for = check_question(
+        trained, text, k=k, entries=memory.info().entries, answer=answer, guesses=guesses
+    )
+    positions, asked = asked_for.positions, asked_for.answer
+    tokens_1T = asked_for.tokens_1T.to(trained.device)
     lookup = LookupWithout(memory, k, torch.tensor([NOTHING]), exclude)
     output = _forward(trained, tokens_1T, lookup)
     layers = tuple(_reading(retrieval) for retrieval in output.retrievals)
@@ -145,7 +190,7 @@ def explain(
 
 
 def answer_token(trained: TrainedModel, answer: str) -> int:
-    """The id of an answer. Raises ConfigError: it is not exactly one token."""
+    """The id of an answer. Raises ConfigError: it is not exactly one token that the model knows."""
     ids = trained.tokenizer(answer, add_special_tokens=False, verbose=False).input_ids
     if len(ids) != 1:
         pieces = trained.tokenizer.convert_ids_to_tokens(ids)
@@ -153,14 +198,12 @@ def answer_token(trained: TrainedModel, answer: str) -> int:
             f"the answer {answer!r} has {len(ids)} tokens for this model ({', '.join(pieces)}), "
             "and a [MASK] stands for one; give a word that is one token"
         )
+    if ids[0] == trained.tokenizer.unk_token_id and answer != trained.tokenizer.unk_token:
+        raise ConfigError(
+            f"the answer {answer!r} is not in this model's vocabulary; give a word that is one of "
+            "its tokens"
+        )
     return int(ids[0])
-
-
-def _check_k(memory: Memory, k: int) -> None:
-    entries = memory.info().entries
-    most = min(entries, MAX_TOP_K - 1)
-    if not 1 <= k <= most:
-        raise ConfigError(f"k = {k}: must be from 1 to {most} (the memory holds {entries} entries)")
 
 
 @torch.no_grad()

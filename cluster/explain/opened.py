@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cluster.config import ConfigError
 from cluster.explain.explanation import Explanation
-from cluster.explain.measure import explain
+from cluster.explain.measure import check_question, explain
 from cluster.memory_tools import chosen_device
 from cluster.trained_model import load_trained_model
 from memory_server.store.store import Store
@@ -33,13 +33,17 @@ def explained_by_store(
     """
     store = Store.open(place)
     trained = load_trained_model(model, device=chosen_device(device))
-    say(f"computing the keys of {store.manifest().entries:,} entries ...")
+    trained.check_fits(store)
+    k = trained.model.config.top_k if k is None else k
+    entries = store.manifest().entries
+    check_question(trained, text, k=k, entries=entries, answer=answer, guesses=guesses)
+    say(f"computing the keys of {entries:,} entries ...")
     with trained.memory(place) as memory:
         return explain(
             trained,
             memory,
             text,
-            k=trained.model.config.top_k if k is None else k,
+            k=k,
             store=store,
             answer=answer,
             exclude=exclude,

@@ -182,6 +182,8 @@ function layOutText() {
     const element = make("button", "token" + (frame ? " frame" : "") +
       (masks.includes(i) ? " mask" : ""), piece ? token.slice(2) : token);
     element.type = "button";
+    // What has a direction of its own has no say in the text's, which is found automatically.
+    if (frame || masks.includes(i)) element.dir = "auto";
     element.addEventListener("mouseenter", () => { state.token = i; draw(); });
     element.addEventListener("mouseleave", () => { state.token = null; draw(); });
     element.addEventListener("focus", () => { state.token = i; draw(); });

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from cluster.config import ConfigError
 from cluster.editing.edits import Editor, NewDomain, TokenizerPlace
+from cluster.editing.outcome import Edit
 from cluster.editing.passages import Knowledge
 from cluster.explain.measure import explain
 from cluster.trained_model import TrainedModel
@@ -65,6 +66,7 @@ class Session:
             store=store, memory=self._memory, tokenizer=TokenizerPlace(given=trained.path)
         )
         self._versions: list[str] = []  # those that undo goes back to
+        self._made = ""  # the version that the last edit or undo of this session made
         self._domains = set(store.manifest().domains())
 
     def ask(self, asked: Asked) -> dict[str, Any]:
@@ -125,11 +127,22 @@ class Session:
         self._commit(lambda e: e.plug(domain, NewDomain()))
 
     def undo(self) -> None:
-        """Go back to the content before the last edit."""
+        """Go back to the content before the last edit.
+
+        Raises:
+            ConfigError: there is none, or another program has committed since.
+        """
         with self._lock:
             if not self._versions:
                 raise ConfigError("nothing was edited here, so there is nothing to undo")
-            self._editor.rollback(self._versions[-1])
+            head = self._store.manifest()
+            if head.version != self._made:
+                raise ConfigError(
+                    f"another program has changed the memory since ({head.message}), and undo "
+                    "would take that back, too; see `pluglm memory log`, and go back with `pluglm "
+                    "memory rollback`"
+                )
+            self._made = self._editor.rollback(self._versions[-1]).version or ""
             self._versions.pop()
 
     def close(self) -> None:
@@ -142,11 +155,13 @@ class Session:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _commit(self, change: Callable[[Editor], object]) -> None:
+    def _commit(self, change: Callable[[Editor], Edit]) -> None:
         with self._lock:
-            before = self._store.manifest().version
-            change(self._editor)
-            self._versions.append(before)
+            done = change(self._editor)
+            if done.parent != self._made:  # another program's commit, which is not undone here
+                self._versions.clear()
+            self._versions.append(done.parent)
+            self._made = done.version or ""
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -15,6 +15,7 @@ from cluster.probes.reading import Fitted
 from cluster.trained_model import TrainedModel
 from memory_server.errors import DuplicateEntry, UnknownEntry
 from memory_server.store.store import Store
+from trainer.corpus.settings import CLS_TOKENS
 
 SNIPPETS = "snippets"  # the domain of facts that are added from the probes themselves
 
@@ -81,7 +82,7 @@ def planned(
 
     Raises:
         ConfigError: nothing to edit, no probe has a snippet or a replacement, no entry states a
-            fact, or two facts would replace one entry by different texts.
+            fact, two facts would replace one entry by different texts, or one text is too long.
     """
     edits.check()
     removed = dict.fromkeys(edits.remove_ids)
@@ -92,6 +93,7 @@ def planned(
             removed |= dict.fromkeys(entry for entries in places for entry in entries)
         else:
             texts, gone = _replacements(probes, places)
+            _check_lengths(trained, store, texts)
             removed |= dict.fromkeys(gone)
             rows = [{"id": entry, "text": text} for entry, text in texts.items()]
             replaced.append(_rows(folder / "replacements.jsonl", rows))
@@ -182,6 +184,18 @@ def _replacements(
             "no probe has both a text in the column of --replace-with and an entry to replace"
         )
     return texts, [entry for entry in gone if entry not in texts]
+
+
+def _check_lengths(trained: TrainedModel, store: Store, texts: dict[int, str]) -> None:
+    """Raise ConfigError: a text has no room in the one entry whose place it takes."""
+    room = store.meta.entry_tokens - CLS_TOKENS
+    for entry, text in texts.items():
+        ids = trained.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        if len(ids) > room:
+            raise ConfigError(
+                f"the text {text[:60]!r} of --replace-with has {len(ids)} tokens, and entry "
+                f"{entry} has room for {room}; shorten it"
+            )
 
 
 def _rows(path: Path, rows: list[dict[str, object]]) -> Knowledge:

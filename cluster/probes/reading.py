@@ -93,7 +93,7 @@ def read_probes(
     """Read a file of probes: .jsonl, .csv, .tsv or .parquet.
 
     Args:
-        prompt: what to ask with; None: the template where the file has one.
+        prompt: what to ask with; None: each row's template, or its sentence where it has none.
         columns: which further columns to read.
 
     Raises:
@@ -105,9 +105,7 @@ def read_probes(
     subject, answer = column_of(table, SUBJECTS), column_of(table, ANSWERS)
     relation = next((name for name in RELATIONS if name in table.columns), None)
     sentence = next((name for name in SENTENCES if name in table.columns), SENTENCES[0])
-    if prompt is None:
-        prompt = "template" if "template" in table.columns else "sentence"
-    asked = table.column("template" if prompt == "template" else sentence, "--prompt")
+    templates, sentences = _asked(table, sentence, prompt)
     extra = {
         option: table.column(name, f"--{option}")
         for option, name in (
@@ -122,10 +120,11 @@ def read_probes(
     probes = []
     for row in range(len(table)):
         what = _text(table, row, subject)
-        if prompt == "template":
-            text = _from_template(table, row, asked[row], what)
+        if templates is not None and (sentences is None or not _blank(templates[row])):
+            text = _from_template(table, row, templates[row], what)
         else:
-            text = _from_sentence(table, row, sentence, asked[row])
+            assert sentences is not None, "_asked gives one of the two"
+            text = _from_sentence(table, row, sentence, sentences[row])
         new = extra["new-answer"][row] if "new-answer" in extra else None
         probes.append(
             Probe(
@@ -235,6 +234,26 @@ def column_of(table: Table, names: Sequence[str]) -> str:
     )
 
 
+def _asked(
+    table: Table, sentence: str, prompt: Prompt | None
+) -> tuple[list[Any] | None, list[Any] | None]:
+    """The columns of templates and of sentences that may be asked; one of them at least."""
+    templates = table.columns.get("template") if prompt != "sentence" else None
+    sentences = table.columns.get(sentence) if prompt != "template" else None
+    if templates is None and sentences is None:
+        wanted = {None: f"template or {sentence}", "template": "template", "sentence": sentence}
+        raise TaskDataError(
+            f"{table.path}: there is no column {wanted[prompt]}; the columns are "
+            f"{', '.join(table.columns)}. Give a column `template` with {SUBJECT_SLOT} and "
+            f"{OBJECT_SLOT}, or `{sentence}` with {MASK}."
+        )
+    return templates, sentences
+
+
+def _blank(value: Any) -> bool:
+    return not str("" if value is None else value).strip()
+
+
 def _from_template(table: Table, row: int, template: Any, subject: str) -> str:
     wrong = check_template(str(template or ""))
     if wrong is not None:
@@ -251,8 +270,10 @@ def _from_sentence(table: Table, row: int, column: str, given: Any) -> str:
 
 def _text(table: Table, row: int, column: str) -> str:
     value = table.columns[column][row]
-    if value is None or not str(value).strip():
+    if _blank(value):
         raise table.fault(row, column, "is empty")
+    if isinstance(value, bool | list | dict):
+        raise table.fault(row, column, f"holds {type(value).__name__}, not text")
     return str(value).strip()
 
 

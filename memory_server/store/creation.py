@@ -56,8 +56,8 @@ def read_meta(storage: Storage) -> SegmentMeta:
         data = storage.read(SETTINGS)
     except FileNotFoundError as error:
         raise StoreNotFound(
-            f"no memory store at {storage.location} ({SETTINGS} is missing); build one with "
-            "`pluglm corpus build`"
+            f"no memory store at {storage.location} ({SETTINGS} is missing); give its "
+            "directory, such as CORPUS/memory, or build one with `pluglm corpus build`"
         ) from error
     raw = parse_checked(data, where, required=False)
     if raw.pop("format", None) != STORE_FORMAT:

@@ -73,10 +73,15 @@ def test_a_plugged_domain_is_replaced_only_when_asked(
     assert "--replace" in said
     assert "--undo" in said
     assert own_memory.files() == before
+    rows, head = own_memory.rows(), own_memory.store.head()
     corrected = write_json_lines(tmp_path / "corrected.jsonl", make_rows(2, seed=22))
     assert main([*words, str(corrected), "--replace"]) == 0
+    back = f"memory rollback {own_memory.path} {head}"
+    assert f"to go back: pluglm {back}" in capsys.readouterr().out
     now = {row.source for row in own_memory.rows().values() if row.domain == "biomed"}
     assert now == {"corrected.jsonl"}
+    assert main(back.split()) == 0
+    assert own_memory.rows() == rows
 
 
 def test_a_run_brings_its_own_model(tiny_run: TinyRun, papers: Path, capsys: Capture) -> None:

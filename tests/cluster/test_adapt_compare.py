@@ -189,6 +189,7 @@ def test_results_so_far_are_kept_when_a_condition_fails(
 def test_a_check_trains_nothing(home: Home, tmp_path: Path, capsys: Capture) -> None:
     assert main([*words(home, tmp_path / "run"), "--check"]) == 0
     told = capsys.readouterr().out
+    assert "3 of 12 test rows have the text of a training row\n" in told
     assert "general+domain: the same, with the general memory and the domain's" in told
     assert told.endswith("everything fits\n")
     assert not (tmp_path / "run").exists()
@@ -227,6 +228,8 @@ def test_a_baseline_of_another_size_is_noted(home: Home, tmp_path: Path) -> None
         ('compare.conditions=["general", "general"]', "one is given twice"),
         ("compare.baseline=", 'leave "baseline" out of compare.conditions'),
         ("compare.baseline={home}/pluglm", "is a PlugLM with memory layers"),
+        ("model.path={home}/bert", "reads no memory, so there is nothing to compare"),
+        ("model.path={home}", "holds no config.json; give the directory of a PlugLM"),
         ("compare.dapt=none", "model.path = 'none': holds no config.json"),
         ('memory.domains=["default"]', 'memory.domains = ["default"]: must be empty'),
         ("memory.store=", "memory.store is empty"),

@@ -201,6 +201,8 @@ def test_what_is_too_long_loses_text_and_never_its_label() -> None:
         ('in_task.label_words=["pet"]', "'pet' must be \"LABEL=WORDS\""),
         ('in_task.label_words=["plant=tree"]', "no row of task.train has the label 'plant'"),
         ('in_task.label_words=["pet=a b c d the is"]', "alone take more than the 5 tokens"),
+        ("model.path={home}/bert", "reads no memory, so there is nothing to compare"),
+        ("model.path={home}", "holds no config.json; give the directory of a PlugLM"),
         ("in_task.domain=default", 'in_task.domain = "default": the memory'),
         ("in_task.domain= ", "in_task.domain"),
         ('in_task.conditions=["with"]', "'with' must be one of"),

@@ -197,6 +197,14 @@ def test_a_rollback_is_a_version_of_its_own(own_memory: OwnMemory, capsys: Captu
     assert own_memory.store.head() != first
     assert main(["memory", "rollback", store, "HEAD~1"]) == 0
     assert own_memory.rows() == edited
+    # The message tells the content, and not every rollback that it went through.
+    for _ in range(2):
+        assert main(["memory", "rollback", store, "HEAD~1"]) == 0
+        assert main(["memory", "rollback", store, "HEAD~1"]) == 0
+    message = own_memory.store.manifest().message
+    assert message.startswith("roll back to ")
+    assert message.count("roll back to ") == 1
+    assert own_memory.rows() == edited
 
 
 def test_upkeep_drops_what_is_not_needed_and_keeps_the_rest(

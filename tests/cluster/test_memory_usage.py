@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cluster.cli import main
+from cluster.cli.memory_usage import describe_usage
 from cluster.config import load_config
 from cluster.evaluate import memory_usage
 from cluster.trained_model import load_trained_model
@@ -88,6 +89,9 @@ def test_entries_that_are_nearly_the_same_are_found(tmp_path: Path) -> None:
     assert told["alike"][0]["cosine"] == pytest.approx(1.0, abs=1e-5)
     assert {e["id"] for e in told["alike"][0]["entries"]} == {7, entry.id}
     assert set(told["by_source"]) > {"copy"}
+    # By their ids `pluglm memory remove` takes them out.
+    shown = describe_usage(told).split("nearly the same")[1].split()
+    assert {"7", str(entry.id)} <= set(shown)
 
 
 def test_an_empty_text_reads_nothing(run: TinyRun) -> None:
@@ -110,3 +114,15 @@ def test_the_command_and_the_reports_section(
     assert "4 held-out sequences read 3 entries each" in capsys.readouterr().out
     (run.run / "usage.json").write_text('{"layers": "nonsense"}', encoding="utf-8")
     assert "How the memory is used" in write_report(run.run).read_text(encoding="utf-8")
+
+
+def test_a_run_without_held_out_text_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_tiny_run(tmp_path).run
+    world = run / "world" / "memory"
+    world.mkdir(parents=True)
+    (world / "store.json").write_text("{}")
+    for words in (["memory", "usage", str(run)], ["evaluate", str(run)]):
+        assert main(words) == 2
+        assert "was trained on invented facts and has no held-out text" in capsys.readouterr().err

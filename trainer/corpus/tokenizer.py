@@ -32,8 +32,12 @@ def load_tokenizer(name_or_path: str | Path) -> "PreTrainedTokenizerBase":
     if _is_path(name) and not Path(name).expanduser().exists():
         raise CorpusError(f"there is no tokenizer at {name}; correct the path, or use train:SIZE")
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
     place = str(Path(name).expanduser()) if Path(name).expanduser().exists() else name
+    # Beside a model it looks at its config.json, and warns of every model that is not its own.
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
@@ -43,6 +47,8 @@ def load_tokenizer(name_or_path: str | Path) -> "PreTrainedTokenizerBase":
             "with tokenizer.json, a model's name that this machine can fetch or has cached, or "
             "train:SIZE to train one on the corpus."
         ) from error
+    finally:
+        logging.set_verbosity(told)
     if not tokenizer.is_fast:
         raise CorpusError(
             f"the tokenizer {name!r} is not a fast one (it has no tokenizer.json), so text "

@@ -119,6 +119,28 @@ def test_unknown_slots_and_variables_are_refused(tmp_path: Path) -> None:
     assert read_experiment(tmp_path / "plan.toml", {"size": "3"}).variables == {"size": "3"}
 
 
+def test_what_a_later_stage_lacks_is_told_before_the_first_runs(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("no markers\n", encoding="utf-8")
+    out = tmp_path / "out"
+    for old, new, more, says in (
+        ('"explain", "--help"', '"explein", "--help"', [], "did you mean `pluglm explain`"),
+        ('"explain", "--help"', '"explain", "{sed}"', [], "uses {sed} in '{sed}'; known are"),
+        ("300", "300", ["--write-docs", str(page)], "must have one line <!-- plan -->"),
+        ("300", "300", ["--write-docs", str(tmp_path / "no.md")], "there is no document"),
+    ):
+        plan = write(tmp_path, PLAN.replace(old, new))
+        words = ["experiment", str(plan), "--data", str(data), "--out", str(out), *more]
+        assert main(words) == 2
+        assert says in capsys.readouterr().err
+        assert not out.exists()
+    plan.write_bytes(b"\xff\xfe\x00")
+    assert main(["experiment", str(plan), "--data", str(data), "--out", str(out)]) == 2
+    assert "not UTF-8 text at byte 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

@@ -122,6 +122,7 @@ def test_ids_beyond_a_browsers_numbers_survive_json(opened: Opened) -> None:
         ("No mask at all.", None, K, r"has no \[MASK\]"),
         ("[MASK] " * 40, None, K, "reads at most 30"),
         (TEXT, "unpronounceable", K, "has .* tokens for this model"),
+        (TEXT, "龘", K, "the answer '龘' is not in this model's vocabulary"),
         (TEXT, None, 100_000, "k = 100000: must be from 1 to"),
     ],
 )
@@ -151,7 +152,12 @@ def test_the_command(opened: Opened, tmp_path: Path, capsys: pytest.CaptureFixtu
         ([TEXT], "give a STORE or RUN_DIR"),
         ([str(opened.run.store), TEXT], "--model is needed"),
         ([str(opened.run.run), TEXT, "--html", str(tmp_path / "no" / "x.html")], "no directory"),
+        ([str(opened.run.run), TEXT, "--html", str(tmp_path)], "is a directory"),
         ([str(opened.run.run), "none"], "has no [MASK]"),
+        ([str(opened.run.run), TEXT, "--guesses", "100000"], "guesses = 100000: must be from 1"),
+        ([str(opened.run.run), TEXT, "-k", "1000"], "k = 1000: must be from 1"),
     ):
         assert main(["explain", *words]) == 2
-        assert says in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert says in told
+        assert "computing the keys" not in told, "refused before any work is done"

@@ -95,6 +95,34 @@ def test_entries_and_domains_come_and_go(served: Served) -> None:
     assert told["entries"] == start["entries"]
 
 
+def test_undo_leaves_another_programs_commit_alone(served: Served) -> None:
+    assert served.post("add", {"text": "a king by the river"})[1]["undo"] == 1
+    other = ["memory", "add", str(served.store.location), "--text", "a queen by the sea"]
+    assert main([*other, "--tokenizer", str(served.run.model)]) == 0
+    entries = Store.open(served.store.location).manifest().entries
+    status, told = served.post("undo")
+    assert status == 400
+    assert "another program has changed the memory since (add a text)" in told["error"]
+    # An edit on top of it can be undone, and what lies below the other program's commit cannot.
+    assert served.post("add", {"text": "a fisher by the sea"})[1]["undo"] == 1
+    assert served.post("undo")[1]["undo"] == 0
+    assert served.post("undo")[0] == 400
+    assert Store.open(served.store.location).manifest().entries == entries
+
+
+def test_an_emptied_memory_is_told_and_comes_back(served: Served) -> None:
+    _, told = served.post("add", {"text": "a king by the river"})
+    served.post("unplug", {"domain": "default"})
+    entry = served.session.ask(Asked(text=TEXT))["entries"][0]
+    _, told = served.post("remove", {"id": str(entry["id"])})
+    assert told["entries"] == 0
+    status, told = served.post("ask", {"text": TEXT})
+    assert status == 400
+    assert "the memory holds no entry" in told["error"]
+    served.post("undo")
+    assert served.post("ask", {"text": TEXT})[0] == 200
+
+
 def test_what_cannot_be_done_is_said(served: Served) -> None:
     for name, given, says in (
         ("ask", {"text": "nothing to guess"}, "has no [MASK]"),
@@ -131,6 +159,13 @@ def test_a_taken_port_is_told(served: Served) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 cannot be had"):
             ExplorerServer(served.session, port=port)
+
+
+def test_a_k_that_no_answer_could_have_is_refused_at_once(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explorer", str(served.run.run), "-k", "1024"]) == 2
+    assert "-k 1024: at most 1023 entries can be explained" in capsys.readouterr().err
 
 
 def test_a_store_elsewhere_is_not_copied(

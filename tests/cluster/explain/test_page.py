@@ -129,3 +129,13 @@ def test_an_entry_that_is_switched_off_changes_the_answer(page: Any) -> None:
     assert texts(page, ".token")[2] == "madrid"
     page.find_element("id", "whole").click()
     assert texts(page, ".token")[2] == "lisbon"
+
+
+def test_a_text_from_right_to_left_is_shown_so(browser: Any, tmp_path: Path) -> None:
+    tokens = ("[CLS]", "القاهرة", "[MASK]", "عاصمة", "[SEP]")
+    write_page(replace(EXPLANATION, tokens=tokens), tmp_path / "rtl.html")
+    browser.get((tmp_path / "rtl.html").as_uri())
+    script = "return getComputedStyle(document.getElementById('text')).direction"
+    assert browser.execute_script(script) == "rtl"
+    words = browser.find_elements("css selector", ".token")
+    assert words[1].location["x"] > words[3].location["x"]

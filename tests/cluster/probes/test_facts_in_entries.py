@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,11 @@ def test_two_texts_for_one_entry_and_two_ways_at_once_are_refused(
     trained, store, probes = opened(run, path, entry="at", replacement="now")
     with pytest.raises(ConfigError, match="entry 9000 would become two texts"):
         planned(trained, store, probes, Edits(replace_facts=True), tmp_path)
+    long = replace(probes.probes[0], replacement="river " * 99)
+    with pytest.raises(ConfigError, match=r"of --replace-with has 99 tokens, and entry 9000 has"):
+        planned(
+            trained, store, replace(probes, probes=(long,)), Edits(replace_facts=True), tmp_path
+        )
     with pytest.raises(ConfigError, match="change the same entries"):
         planned(trained, store, probes, Edits(replace_facts=True, remove_facts=True), tmp_path)
 

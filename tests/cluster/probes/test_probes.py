@@ -69,6 +69,12 @@ def test_templates_and_sentences_are_read(tmp_path: Path) -> None:
     read = read_probes(write(tmp_path / "more.jsonl", rows), columns=Columns(known="can"))
     assert [probe.text for probe in read] == ["x [MASK]. y", "z [MASK]"]
     assert [probe.known for probe in read] == [True, False]
+    # Of rows of both kinds each is asked as it can be.
+    sentence = {"sub": "king", "obj": "river", "masked_sentence": "A king by the [MASK]."}
+    both = [FACTS[0], sentence, FACTS[2] | {"masked_sentence": "not [MASK] this"}]
+    asked = [probe.text for probe in read_probes(write(tmp_path / "both.jsonl", both))]
+    assert asked[:2] == ["The island is by the [MASK].", "A king by the [MASK]."]
+    assert asked[2:] == ["painter of the [MASK]"]
 
 
 @pytest.mark.parametrize(
@@ -79,10 +85,11 @@ def test_templates_and_sentences_are_read(tmp_path: Path) -> None:
         ({"sub": "a", "obj": "b", "masked_sentence": "no mask"}, r"has no \[MASK\]"),
         ({"sub": "a", "obj": "", "template": "[X] [Y]"}, "'obj': is empty"),
         ({"subj": "a", "obj": "b", "template": "[X] [Y]"}, "no column sub or sub_label"),
-        ({"sub": "a", "obj": "b"}, "no column 'masked_sentence'"),
+        ({"sub": "a", "obj": "b"}, r"no column template or masked_sentence; .* with \[MASK\]"),
+        ({"sub": ["a"], "obj": "b", "template": "[X] [Y]"}, "'sub': holds list, not text"),
     ],
 )
-def test_a_bad_file_is_refused(tmp_path: Path, row: dict[str, str], says: str) -> None:
+def test_a_bad_file_is_refused(tmp_path: Path, row: dict[str, Any], says: str) -> None:
     with pytest.raises(TaskDataError, match=says):
         read_probes(write(tmp_path / "bad.jsonl", [row]))
 

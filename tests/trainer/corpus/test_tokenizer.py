@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,16 @@ def test_the_fingerprint_changes_with_what_changes_ids(trained_tokenizer: str, c
 def test_a_size_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(CorpusError, match=r"train:SIZE takes .* from 256 to 1048576"):
         wanted_size(text)
+
+
+def test_a_tokenizer_beside_any_model_is_loaded_without_advice(
+    trained_tokenizer: str, tmp_path: Path
+) -> None:
+    place = shutil.copytree(trained_tokenizer, tmp_path / "model")
+    (place / "config.json").write_text('{"model_type": "pluglm"}')
+    load = f"from trainer.corpus.tokenizer import load_tokenizer; load_tokenizer({str(place)!r})"
+    done = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True, check=True)
+    assert "model of type" not in done.stderr
 
 
 def test_a_tokenizer_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
