@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -154,6 +155,15 @@ def given_server(options: argparse.Namespace) -> Iterator[RayMemory | None]:
         yield memory
 
 
+def _tell_where(given: str, store: str) -> None:
+    """A run names its memory by a path, which a copy of the run shares: say what is edited."""
+    if "://" in given:
+        return
+    place = Path(given).resolve()
+    if "://" in store or place not in (Path(store).resolve(), *Path(store).resolve().parents):
+        print(f"the memory of {given} is {store}", file=sys.stderr)
+
+
 @contextmanager
 def editor(options: argparse.Namespace, *, check: bool = True) -> Iterator[Editor]:
     """The store's editor, as the options of `add_edit_options` and of the tokenizer say.
@@ -164,6 +174,7 @@ def editor(options: argparse.Namespace, *, check: bool = True) -> Iterator[Edito
     from cluster.editing.edits import Editor, TokenizerPlace
 
     store = opened_store(options.store, check=check)
+    _tell_where(options.store, store.location)
     place = TokenizerPlace(
         given=getattr(options, "tokenizer", None),
         near=near_store(options.store),

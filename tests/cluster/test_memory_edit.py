@@ -122,7 +122,10 @@ def test_a_run_is_edited_with_its_own_models_tokenizer(
     run = Path(shutil.copytree(tiny_run.run, tmp_path / "run"))
     config = (run / "config.toml").read_text()
     (run / "config.toml").write_text(config.replace('store = ""', f'store = "{store}"'))
+    capsys.readouterr()
     assert main(["memory", "add", str(run), "--text", "the king"]) == 0
+    # A copy of a run leads to the memory of the first: which one was edited is told.
+    assert f"the memory of {run} is {store}" in capsys.readouterr().err
     words = ["memory", "add", str(store), "--text", "the king"]
     assert "no tokenizer lies beside" in refusal(words, capsys)
     assert main([*words, "--tokenizer", str(tiny_run.model)]) == 0
