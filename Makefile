@@ -55,11 +55,12 @@ quickstart: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_ARGS)
 
-# The lines that the tests run, in all processes that they start; by package, then the whole.
+# The lines that the tests run, in all processes that they start; by package, then the whole. Whether
+# the tests pass is for `make test` to say: some fill a disk, or time ranks, which coverage disturbs.
 coverage: $(STAMP)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n $(TEST_PROCESSES) $(PYTEST_ARGS)
-	$(BIN)/coverage combine --quiet
+	-$(BIN)/coverage run -m pytest -n $(TEST_PROCESSES) $(PYTEST_ARGS)
+	-$(BIN)/coverage combine --quiet
 	@for package in $(PACKAGES); do echo "$$package: $$($(BIN)/coverage report \
 	  --format=total --precision=1 --include="$$package/*") % of its lines"; done
 	$(BIN)/coverage report --skip-covered --sort=cover | tail -n 40

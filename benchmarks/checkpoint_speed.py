@@ -123,7 +123,8 @@ class Ways:
             torch.save(
                 {
                     "model": self._engine.model.state_dict(),
-                    "optimizer": self._wrapped.optimizer.state_dict(),
+                    # AdamW's own; DeepSpeed's around it would need a pickle to be read.
+                    "optimizer": self._wrapped.basic_optimizer.state_dict(),
                 },
                 folder / "all.pt",
             )
@@ -139,10 +140,9 @@ class Ways:
         elif way == DEEPSPEED:
             self._wrapped.load_checkpoint(str(folder), tag="one")
         else:
-            # DeepSpeed's state holds settings as objects of its own.
-            loaded = torch.load(folder / "all.pt", weights_only=False)
+            loaded = torch.load(folder / "all.pt", weights_only=True)
             self._engine.model.load_state_dict(loaded["model"])
-            self._wrapped.optimizer.load_state_dict([loaded["optimizer"]])
+            self._wrapped.basic_optimizer.load_state_dict(loaded["optimizer"])
 
     def bytes(self, way: str) -> int:
         return sum(p.stat().st_size for p in self.folder(way).rglob("*") if p.is_file())

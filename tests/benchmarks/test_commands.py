@@ -99,9 +99,9 @@ def test_a_checkpoint_is_compared_with_those_of_others(tmp_path: Path) -> None:
     ours, *others = figures("checkpoint_speed", tmp_path, *words)
     assert ours["save_ratio"] is None
     assert len(others) == 2
-    # Weights, moments and a copy of the weights in float32: nobody leaves something out.
+    # Weights and both moments; some hold the weights, or those of the keys, a second time.
     for other in others:
-        assert other["bytes"] == pytest.approx(ours["bytes"], rel=0.1), other["way"]
+        assert other["bytes"] == pytest.approx(ours["bytes"], rel=0.3), other["way"]
         assert other["save_ratio"]["median"] > 0
 
 
