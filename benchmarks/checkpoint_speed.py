@@ -1,9 +1,10 @@
 """Saving a checkpoint and going on from it, against DeepSpeed's own and `torch.save`.
 
-One rank under ZeRO-1 with AdamW. Ours writes weights and moments once each as tensors by name, with
-checksums, synced to disk and renamed when whole, so that any number of trainers under any stage can
-go on from it. DeepSpeed's `save_checkpoint` and `torch.save` of the same tensors are told to sync
-their files, too. Each turn saves, and then loads what it saved.
+One rank under ZeRO-1 with AdamW. Ours writes weights and moments by name, and the weights that made
+the memory's keys, with checksums, synced to disk and renamed when whole: any number of trainers
+under any stage can go on from it. DeepSpeed's `save_checkpoint` writes weights, moments and its own
+float32 copy of the weights; `torch.save` is given weights and moments. The files of both are
+synced, too. All save, turn by turn; then all load what they saved last.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from trainer.settings import (
 )
 
 OURS, DEEPSPEED, TORCH = "ours", "DeepSpeed's save_checkpoint", "torch.save"
+_FOLDERS = {OURS: "ours", DEEPSPEED: "deepspeed", TORCH: "torch"}
 _VOCABULARY, _TOKENS = 30_522, 32
 
 
@@ -94,7 +97,7 @@ class Ways:
         self._step = 0
 
     def folder(self, way: str) -> Path:
-        return self._home / way.split("'")[0].replace(".", "-")
+        return self._home / _FOLDERS[way]
 
     def save(self, way: str) -> None:
         folder = self.folder(way)
@@ -148,8 +151,8 @@ class Ways:
         return sum(p.stat().st_size for p in self.folder(way).rglob("*") if p.is_file())
 
 
-def calls(ways: Ways, do: Callable[[str], None]) -> dict[str, Callable[[], float]]:
-    return {way: lambda way=way: seconds(lambda: do(way)) for way in (OURS, DEEPSPEED, TORCH)}  # type: ignore[misc]
+def calls(do: Callable[[str], None]) -> dict[str, Callable[[], float]]:
+    return {way: partial(seconds, partial(do, way)) for way in (OURS, DEEPSPEED, TORCH)}
 
 
 def main() -> None:
@@ -168,8 +171,8 @@ def main() -> None:
         engine = trained_a_step(settings_of(args))
         ways = Ways(engine, Path(directory))
         parameters = sum(p.numel() for p in engine.model.parameters())
-        saved = turn_by_turn(calls(ways, ways.save), repeats=args.repeats)
-        loaded = turn_by_turn(calls(ways, ways.load), repeats=args.repeats)
+        saved = turn_by_turn(calls(ways.save), repeats=args.repeats)
+        loaded = turn_by_turn(calls(ways.load), repeats=args.repeats)
         rows, figures = [], []
         for way in saved:
             size = ways.bytes(way)

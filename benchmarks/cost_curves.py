@@ -18,8 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import argument_parser, describe_machine, finish, note, table
-from run_all import between_markers
+from harness import (
+    argument_parser,
+    between_markers,
+    describe_machine,
+    finish,
+    note,
+    table,
+)
 
 BEGIN, END = "<!-- cost curves -->", "<!-- end of cost curves -->"
 POWERS = (0.0, 0.5, 1.0)
@@ -75,23 +81,19 @@ def fit(entries: Sequence[float], values: Sequence[float]) -> Law:
 
 def _fitted(sizes: Any, found: Any, power: float) -> Law:
     """Least squares of relative errors; a part that would be negative is left out."""
-    columns = [np.ones_like(sizes)] + ([sizes**power] if power else [])
-    ways = [columns] if len(columns) == 1 else [columns, columns[1:], columns[:1]]
-    best: Law | None = None
-    for way in ways:
-        weighted = np.stack(way, axis=1) / found[:, None]
-        solved = np.linalg.lstsq(weighted, np.ones_like(found), rcond=None)[0]
+    columns = np.stack([np.ones_like(sizes), sizes**power], axis=1) / found[:, None]
+    laws = []
+    for used in ([0, 1], [0], [1]) if power else ([0],):
+        numbers = np.zeros(2)
+        solved = np.linalg.lstsq(columns[:, used], np.ones_like(found), rcond=None)[0]
         if (solved < 0).any():
             continue
-        numbers = {id(column): float(number) for column, number in zip(way, solved, strict=True)}
-        fixed = numbers.get(id(columns[0]), 0.0)
-        slope = numbers.get(id(columns[-1]), 0.0) if power else 0.0
-        worst = float(np.abs((fixed + slope * sizes**power) / found - 1).max())
-        law = Law(fixed=fixed, slope=slope, power=power, worst=worst)
-        if best is None or law.worst < best.worst:
-            best = law
-    assert best is not None, "a single column of positive numbers has a positive solution"
-    return best
+        numbers[used] = solved
+        fixed, slope = map(float, numbers)
+        worst = float(np.abs(columns @ numbers - 1).max())
+        laws.append(Law(fixed=fixed, slope=slope, power=power, worst=worst))
+    # One column of positive numbers has a positive solution, so there is one.
+    return min(laws, key=lambda law: law.worst)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +126,11 @@ def curves(costs: Sequence[Mapping[str, Any]]) -> Iterator[Curve]:
         named.setdefault(("process, at most", "GiB"), []).append((size, cost["peak_bytes"] / 2**30))
         named.setdefault(("store on disk", "GiB"), []).append((size, cost["store_bytes"] / 2**30))
     for (name, unit), points in named.items():
-        if len(points) < _SIZES_FOR_A_LAW:
+        if len({size for size, _ in points}) < _SIZES_FOR_A_LAW:
             continue
         sizes, values = zip(*points, strict=True)
         foretold = None
-        if len(points) > _SIZES_FOR_A_LAW:
+        if len(set(sizes)) > _SIZES_FOR_A_LAW:
             foretold = fit(sizes[:-1], values[:-1]).at(sizes[-1]) / values[-1] - 1
         yield Curve(
             name=name,
@@ -140,15 +142,32 @@ def curves(costs: Sequence[Mapping[str, Any]]) -> Iterator[Curve]:
         )
 
 
+def read_costs(path: Path) -> dict[str, Any]:
+    """What `memory_at_size.py --json` wrote, at enough sizes for a law.
+
+    Raises:
+        ValueError: it is something else, or holds too few sizes. OSError.
+    """
+    try:
+        whole: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        sizes = {int(cost["entries"]) for cost in whole["figures"]}
+        described(whole)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not what `memory_at_size.py --json` writes ({type(error).__name__}: "
+            f"{error}); give such a file"
+        ) from error
+    if len(sizes) < _SIZES_FOR_A_LAW:
+        raise ValueError(
+            f"{path} has {len(sizes)} sizes, and a law needs {_SIZES_FOR_A_LAW}; run "
+            "memory_at_size.py with more --entries"
+        )
+    return whole
+
+
 def described(whole: Mapping[str, Any]) -> str:
     """Markdown: what was measured, and each cost's law."""
     given, found = whole["arguments"], list(curves(whole["figures"]))
-    if not found:
-        sizes = ", ".join(f"{cost['entries']:,}" for cost in whole["figures"])
-        raise SystemExit(
-            f"a law needs {_SIZES_FOR_A_LAW} sizes, but {sizes} were measured; run "
-            "memory_at_size.py with more --entries"
-        )
     parts = whole["figures"][-1]["bytes_per_entry"]
     told = ", ".join(f"{size:.0f} of {part}" for part, size in parts.items())
     rows = [
@@ -210,16 +229,24 @@ def main() -> None:
         "--document", type=Path, metavar="FILE", help=f"tables go there, between {BEGIN} and {END}"
     )
     args = parser.parse_args()
-    wholes = [json.loads(path.read_text(encoding="utf-8")) for path in args.files]
+    page = ""
+    try:
+        wholes = [read_costs(path) for path in args.files]
+        if args.document is not None:
+            page = args.document.read_text(encoding="utf-8")
+            between_markers(page, "", BEGIN, END)  # before anything is drawn
+    except OSError as error:
+        parser.error(f"{error.filename} cannot be read: {error.strerror}")
+    except ValueError as error:
+        parser.error(str(error))
     text = "\n\n".join(described(whole) for whole in wholes)
     print(text)
     if args.draw is not None:
         draw(args.draw, wholes)
         note(f"written: {args.draw / 'cost_curves.png'} and .svg")
     if args.document is not None:
-        before = args.document.read_text(encoding="utf-8")
         args.document.write_text(
-            between_markers(before, text, BEGIN, END), encoding="utf-8", newline="\n"
+            between_markers(page, text, BEGIN, END), encoding="utf-8", newline="\n"
         )
         note(f"written: {args.document}")
     laws = {

@@ -166,6 +166,19 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(headers), line(rule), *map(line, rows)])
 
 
+def between_markers(text: str, new: str, begin: str, end: str) -> str:
+    """The document with what is between its markers replaced.
+
+    Raises:
+        ValueError: it does not have each marker once, in that order.
+    """
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"the document must hold {begin} and then {end}, each once")
+    before, _, rest = text.partition(begin)
+    after = rest.partition(end)[2]
+    return f"{before}{begin}\n\n{new}\n\n{end}{after}"
+
+
 def argument_parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser with the script's docstring as its help, and --json."""
     parser = argparse.ArgumentParser(

@@ -2,10 +2,10 @@
 
 Each size runs in a process of its own, in one process without Ray: what a shard does. "resume" is
 a new process that opens the store and serves it again. Bytes are the process's own (USS): the
-mapped tokens are the page cache's. Queries are keys with noise of a quarter of their deviation. An
-approximate index has seen some of them, and chosen how much it looks at, before it is timed; with
-`--min-recall 0` it answers whatever it finds, and how much that is stands beside. A refresh holds
-two epochs: where one fills the machine, `--steps search` measures that one alone.
+mapped tokens are the page cache's. Queries are keys with noise of about a quarter of their
+deviation. An approximate index has seen some of them, and chosen how much it looks at, before it is
+timed; with `--min-recall 0` it answers whatever it finds, and how much that is stands beside. A
+refresh holds two epochs: where one fills the machine, `--steps search` measures that one alone.
 `cost_curves.py` makes laws of what --json writes.
 """
 
@@ -43,15 +43,19 @@ from served import (
     invented_tokens,
     key_encoder,
     other_weights,
+    queries_near,
 )
 from torch import Tensor
 
 from memory_server.index.base import IndexSettings
+from memory_server.index.factory import check_index
+from memory_server.keys.key_codes import KEY_DTYPES
 from memory_server.local import LocalMemory
 from memory_server.store.store import Store
 from memory_server.switch import show_content
 
 ASKED_BEFORE = 512
+KEYS_ASKED_FOR = 4096
 STEPS = ("search", "refresh", "edit", "resume")
 
 
@@ -81,16 +85,12 @@ def build(path: Path, entries: int, topics: int) -> float:
     return seconds(partial(invented_store, path, entries, topics=topics))
 
 
-def queries_near(
-    entries: int, topics: int, encoder: Callable[[Tensor], Tensor], count: int
-) -> Tensor:
-    """Keys of the store's first entries with noise, float32 [count, Q]."""
+def first_keys(entries: int, topics: int, encoder: Callable[[Tensor], Tensor]) -> Tensor:
+    """Keys of some of the store's first entries, float32 [n, Q]."""
     tokens = invented_tokens(min(SEGMENT_ROWS, entries), seed=0, topics=topics)
-    chosen = np.random.default_rng(1).integers(0, len(tokens), count)
+    chosen = np.random.default_rng(1).integers(0, len(tokens), KEYS_ASKED_FOR)
     with torch.no_grad():
-        keys = encoder(torch.from_numpy(tokens[chosen].astype(np.int64)))
-    random = torch.Generator().manual_seed(2)
-    return keys + 0.25 * keys.std() * torch.randn(keys.shape, generator=random)
+        return encoder(torch.from_numpy(tokens[chosen].astype(np.int64)))
 
 
 def serve(path: Path, settings: IndexSettings, args: argparse.Namespace) -> dict[str, Any]:
@@ -104,7 +104,8 @@ def serve(path: Path, settings: IndexSettings, args: argparse.Namespace) -> dict
     memory = LocalMemory(store, encoder=encoder, weights=weights, index=settings)
     load_s = time.perf_counter() - began
     info = memory.info()
-    asked = queries_near(entries, args.topics, encoder(weights), max(ASKED_BEFORE, *batches))
+    keys = first_keys(entries, args.topics, encoder(weights))
+    asked = queries_near(keys, max(ASKED_BEFORE, *batches), seed=2)
     for few in asked[:ASKED_BEFORE].split(32):  # the audit remembers some of each search
         memory.search(few, 5)
     audited = memory.audit()
@@ -173,16 +174,24 @@ def main() -> None:
         "--entries", type=positive, nargs="+", default=[10_000, 100_000, 1_000_000, 10_000_000]
     )
     parser.add_argument("--hidden", type=positive, default=256, help="of the key encoder")
-    parser.add_argument("--topics", type=int, default=0, help="so many clusters of entries")
+    parser.add_argument(
+        "--topics", type=positive, default=0, help="so many clusters of entries (default: none)"
+    )
     parser.add_argument("--index", default="flat")
-    parser.add_argument("--key-dtype", default="float32")
+    parser.add_argument("--key-dtype", choices=KEY_DTYPES, default="float32")
     parser.add_argument("--min-recall", type=float, default=0.95, metavar="SHARE")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--batches", type=positive, nargs="+", default=[1, 32, 512])
     parser.add_argument("--directory", type=Path, help="for the stores; by default a temporary one")
     args = parser.parse_args()
+    try:  # before a store is built, which takes minutes
+        settings = IndexSettings(
+            kind=args.index, key_dtype=args.key_dtype, min_recall=args.min_recall
+        )
+        check_index(settings)
+    except ValueError as error:
+        parser.error(str(error))
     facts = begin()
-    settings = IndexSettings(kind=args.index, key_dtype=args.key_dtype, min_recall=args.min_recall)
     costs: list[Cost] = []
     with tempfile.TemporaryDirectory(dir=args.directory) as directory:
         for entries in args.entries:

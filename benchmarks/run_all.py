@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import REPOSITORY, begin, describe_machine, note, positive
+from harness import REPOSITORY, begin, between_markers, describe_machine, note, positive
 from records import Ratio, entry_of, ratio_table, ratios_of
 from suite import SIZES, SUITE, Benchmark, Choice, chosen, gpu_name, read_suite, run_each
 
@@ -76,19 +76,6 @@ def markdown(whole: Mapping[str, Any], ratios: Mapping[str, Sequence[Ratio]]) ->
     return "\n".join(lines)
 
 
-def between_markers(text: str, new: str, begin: str = BEGIN, end: str = END) -> str:
-    """The document with what is between its markers replaced.
-
-    Raises:
-        ValueError: it does not have each marker once, in that order.
-    """
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"must hold {begin} and then {end}, each once")
-    before, _, rest = text.partition(begin)
-    after = rest.partition(end)[2]
-    return f"{before}{begin}\n\n{new}\n\n{end}{after}"
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -113,6 +100,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--downloads", action="store_true", help="those that download, too")
     parser.add_argument("--run", type=Path, metavar="RUN", help="a finished run")
     parser.add_argument("--corpus", type=Path, metavar="DIR", help="the corpus to read with it")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="a fine-tuned one with a memory")
+    parser.add_argument("--test", type=Path, metavar="FILE", help="the test file to ask it about")
     args = parser.parse_args()
     args.out = args.out or REPOSITORY / "runs" / "benchmarks" / args.size
     args.json = args.json or args.out / "results.json"
@@ -120,7 +109,7 @@ def _arguments() -> argparse.Namespace:
         args.suite = read_suite(args.suite)
         args.benchmarks = chosen(args.suite, args.size, args.only)
         if not args.no_document:  # before hours of work
-            between_markers(args.document.read_text(encoding="utf-8"), "")
+            between_markers(args.document.read_text(encoding="utf-8"), "", BEGIN, END)
     except OSError as error:
         parser.error(f"--document: {error}")
     except ValueError as error:
@@ -131,7 +120,14 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     args = _arguments()
     facts, gpu = begin(), gpu_name()
-    choice = Choice(gpu=gpu, downloads=args.downloads, run=args.run, corpus=args.corpus)
+    choice = Choice(
+        gpu=gpu,
+        downloads=args.downloads,
+        run=args.run,
+        corpus=args.corpus,
+        model=args.model,
+        test=args.test,
+    )
     outcome = run_each(
         args.benchmarks,
         args.size,
@@ -152,7 +148,7 @@ def main() -> int:
     print(shown)
     if not args.no_document:
         text = args.document.read_text(encoding="utf-8")
-        args.document.write_text(between_markers(text, shown), encoding="utf-8")
+        args.document.write_text(between_markers(text, shown, BEGIN, END), encoding="utf-8")
         note(f"written: {args.document}")
     for name, reason in whole["failed"].items():
         note(f"FAILED: {name}: {reason}")

@@ -30,6 +30,7 @@ from harness import (
     table,
     turn_by_turn,
 )
+from served import queries_near
 from torch import Tensor
 
 from memory_server.index.approximate_index import ApproximateIndex
@@ -77,13 +78,6 @@ class Queries:
                 f"--queries holds {len(self._real)} queries, {start + count} are needed"
             )
         return self._real[start : start + count]
-
-
-def queries_near(keys: Tensor, count: int, seed: int) -> Tensor:
-    """Keys with noise, of a quarter of their own deviation: 0.3 on the invented ones."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = keys[torch.randint(len(keys), (count,), generator=generator)]
-    return chosen + 0.27 * keys[:4096].std() * torch.randn(chosen.shape, generator=generator)
 
 
 def rows_of(keys: Tensor) -> IndexInput:

@@ -4,7 +4,7 @@ Keys lie around a thousand random centres; queries are keys with noise. Each app
 at the least that finds --recall of the true five for other queries of the same kind, which is how
 the memory chooses for itself; one that cannot is told with what it finds at most. All search the
 same batch turn by turn, so that ratios hold on a busy machine; `faiss.IndexFlatIP` is the peer of
-every ratio. "local" is the memory in this process, "over Ray" two shard actors of one thread each.
+every ratio. "Ours" is the memory in this process, and over Ray two shard actors of one thread each.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from served import (
     invented_store,
     invented_tokens,
     local_ray,
+    queries_near,
 )
 from torch import Tensor
 
@@ -226,7 +227,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory, local_ray(3):
         store = invented_store(Path(directory) / "store", args.entries)
         keys = all_keys(weights, args.entries)
-        tuning, asked = (near(keys, count, seed) for seed, count in
+        tuning, asked = (queries_near(keys, count, seed) for seed, count in
                          enumerate((TUNING_QUERIES, TEST_QUERIES)))  # fmt: skip
         exact = torch_search(keys)
         true_tuning, true_asked = exact.search(tuning), exact.search(asked)
@@ -279,13 +280,6 @@ def all_keys(weights: Mapping[str, Tensor], entries: int) -> Tensor:
             for row in range(0, len(tokens), _ROWS)
         ]
     return torch.cat(parts)
-
-
-def near(keys: Tensor, count: int, seed: int) -> Tensor:
-    """Keys with noise, of a quarter of their deviation."""
-    random = torch.Generator().manual_seed(seed)
-    chosen = keys[torch.randint(len(keys), (count,), generator=random)]
-    return chosen + 0.25 * keys[:4096].std() * torch.randn(chosen.shape, generator=random)
 
 
 if __name__ == "__main__":

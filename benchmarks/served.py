@@ -147,6 +147,13 @@ def queries_like(memory: Memory, count: int, *, seed: int = 0) -> Tensor:
     return torch.randn(count, memory.info().key_width, generator=random)
 
 
+def queries_near(keys: Tensor, count: int, seed: int) -> Tensor:
+    """Keys [N, Q] with noise, of about a quarter of their own deviation: float32 [count, Q]."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = keys[torch.randint(len(keys), (count,), generator=generator)]
+    return chosen + 0.27 * keys[:4096].std() * torch.randn(chosen.shape, generator=generator)
+
+
 @contextmanager
 def local_ray(cpus: int) -> Iterator[None]:
     """Ray on this machine alone, with its processes at normal priority, as `pluglm` starts it."""

@@ -20,7 +20,7 @@ from harness import REPOSITORY, note
 
 SUITE = Path(__file__).with_name("suite.toml")
 SIZES = ("quick", "full")
-NEEDS = ("gpu", "downloads", "run")
+NEEDS = ("gpu", "downloads", "run", "tuned")
 BETTER = ("lower", "higher")
 _TAIL = 5  # lines of a failed benchmark's output that are told
 
@@ -60,12 +60,15 @@ class Benchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What a person has and allows: a GPU's name, downloads, a finished run and a corpus."""
+    """What a person has and allows: a GPU's name, downloads, a finished run and its corpus, a model
+    that was fine-tuned and its test file."""
 
     gpu: str | None
     downloads: bool = False
     run: Path | None = None
     corpus: Path | None = None
+    model: Path | None = None
+    test: Path | None = None
 
     def lacks(self, benchmark: Benchmark) -> str | None:
         """Why a benchmark is left out; None where it can run."""
@@ -75,6 +78,8 @@ class Choice:
             return "downloads packages: give --downloads"
         if "run" in benchmark.needs and (self.run is None or self.corpus is None):
             return "needs a finished run and its corpus: give --run and --corpus"
+        if "tuned" in benchmark.needs and (self.model is None or self.test is None):
+            return "needs a fine-tuned model and its test file: give --model and --test"
         return None
 
 
@@ -157,7 +162,8 @@ def run_one(
 def words_of(benchmark: Benchmark, size: str, folder: Path, choice: Choice) -> list[str]:
     """Its arguments, with what the placeholders stand for."""
     values = {"out": folder.resolve() / f"{benchmark.name}.out", "results": folder.resolve()}
-    values.update({k: v.resolve() for k in ("run", "corpus") if (v := getattr(choice, k))})
+    given = ("run", "corpus", "model", "test")
+    values.update({name: path.resolve() for name in given if (path := getattr(choice, name))})
     return [word.format_map(values) for word in shlex.split(benchmark.words[size])]
 
 

@@ -97,10 +97,11 @@ def test_only_the_document_between_the_markers_changes(records: ModuleType) -> N
     import run_all
 
     old = f"before\n{run_all.BEGIN}\nold\n{run_all.END}\nafter"
-    new = run_all.between_markers(old, "table")
+    marked = (run_all.BEGIN, run_all.END)
+    new = run_all.between_markers(old, "table", *marked)
     assert new == f"before\n{run_all.BEGIN}\n\ntable\n\n{run_all.END}\nafter"
     with pytest.raises(ValueError, match="each once"):
-        run_all.between_markers("no markers", "table")
+        run_all.between_markers("no markers", "table", *marked)
 
 
 def test_the_shipped_table_names_every_command(records: ModuleType) -> None:

@@ -37,11 +37,11 @@ from trainer.corpus.entries import begins_word
 from trainer.corpus.tokenizer import load_tokenizer
 from trainer.errors import TrainingError
 from trainer.export import write_json
+from trainer.finetune.encoded import IGNORED
 from trainer.finetune.errors import TaskDataError
 from trainer.settings_fields import ConfigError
 
 ABOUT = "baseline.json"
-IGNORED = -100
 MASK_PROBABILITY, WARMUP, WEIGHT_DECAY = 0.15, 0.06, 0.01
 _TEXTS = 512
 Say = Callable[[str], None]

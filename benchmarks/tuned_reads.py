@@ -1,0 +1,148 @@
+"""What a fine-tuned classifier reads of its memory: how varied, how right, and whether it matters.
+
+MODEL is `seed-N/model` of `pluglm finetune`, `adapt compare` or `in-task`, with a live memory. Of
+the first --rows rows of a test file: predictions that change when the memory is unplugged; how many
+different entries all rows read together (few: the queries have collapsed); and, where training
+samples are in the memory, how many of those that are read have the row's own label, beside what
+labels drawn by chance would have.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import argument_parser, begin, finish, positive, table
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from memory_server.local import LocalMemory
+from model import KeyEncoderFactory
+from trainer.finetune.own_text import row_doc_ids
+from trainer.finetune.tables import Table, read_table
+
+_BATCH = 50
+
+
+def opened(path: Path) -> tuple[Any, dict[str, Any], LocalMemory]:
+    """The model, what `finetuned.json` tells, and the memory that it reads.
+
+    Raises:
+        ValueError: it is no such model. StoreError: the memory is gone.
+    """
+    try:
+        about = json.loads((path / "finetuned.json").read_text(encoding="utf-8"))
+        memory = about["memory"]
+        if memory["vectors"] or memory["keys_made_with"] != "this model":
+            raise ValueError(f"{path} reads keys that it does not make itself; fine-tune it live")
+    except (OSError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no fine-tuned model with a memory ({type(error).__name__}: {error}); give "
+            "seed-N/model of a fine-tuning that read one"
+        ) from error
+    model = AutoModelForSequenceClassification.from_pretrained(path).eval()
+    encoder = KeyEncoderFactory(model.config.to_dict())
+    opened_memory = LocalMemory(
+        memory["store"],
+        encoder=encoder,
+        weights=model.key_weights(),
+        domains=memory["domains"],
+    )
+    return model, about, opened_memory
+
+
+@torch.no_grad()
+def predicted(
+    model: Any, tokenizer: Any, texts: list[str], length: int, memory: LocalMemory | None, k: int
+) -> tuple[Tensor, Tensor]:
+    """(labels, int64 [N]; the entries read, int64 [N, k], -1 pads; empty without memory)"""
+    found: list[Tensor] = []
+
+    def lookup(queries_BQ: Tensor) -> Any:
+        assert memory is not None
+        answer = memory.search(queries_BQ, k)
+        found.append(answer.ids)
+        return answer
+
+    model.attach(None if memory is None else lookup)
+    labels = []
+    for first in range(0, len(texts), _BATCH):
+        batch = tokenizer(
+            texts[first : first + _BATCH],
+            truncation=True,
+            max_length=length,
+            padding=True,
+            return_tensors="pt",
+        )
+        labels.append(model(**batch).logits.argmax(1))
+    return torch.cat(labels), torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+
+
+def samples_read(
+    memory: LocalMemory, ids_NK: Tensor, labels: list[str], train: Table
+) -> dict[str, Any]:
+    """How many of the entries that were read are training samples, and of the row's own label."""
+    label_of = dict(
+        zip(row_doc_ids(train, ("text",)), map(str, train.columns["label"]), strict=True)
+    )
+    known = sorted({int(entry) for entry in ids_NK.flatten().tolist() if entry >= 0})
+    doc_of = {entry.id: entry.doc_id for entry in memory.entries(known)}
+    own = samples = 0
+    for label, ids in zip(labels, ids_NK.tolist(), strict=True):
+        for entry in ids:
+            read = label_of.get(doc_of.get(entry, -1))
+            samples += read is not None
+            own += read == label
+    trained, tested = Counter(label_of.values()), Counter(labels)
+    chance = sum(
+        count / len(labels) * trained[label] / trained.total() for label, count in tested.items()
+    )
+    return {"samples": samples, "of_the_rows_own_label": own, "chance": chance}
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("model", type=Path, help="seed-N/model of a fine-tuned classifier")
+    parser.add_argument("test", type=Path, help="rows with the columns text and label")
+    parser.add_argument("--train", type=Path, help="the training rows, if they are in the memory")
+    parser.add_argument("--rows", type=positive, default=600)
+    parser.add_argument("--top-k", type=positive, default=5)
+    args = parser.parse_args()
+    try:
+        test = read_table(args.test, "TEST").first(args.rows)
+        train = None if args.train is None else read_table(args.train, "--train")
+        for one in (test, train):
+            if one is not None and not {"text", "label"} <= set(one.columns):
+                raise ValueError(f"{one.path} has the columns {', '.join(one.columns)}; it must "
+                                 "have text and label")  # fmt: skip
+        model, about, memory = opened(args.model)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    facts = begin()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    texts, length = list(map(str, test.columns["text"])), about["max_length"]
+    with memory:
+        read, ids_NK = predicted(model, tokenizer, texts, length, memory, args.top_k)
+        without, _ = predicted(model, tokenizer, texts, length, None, args.top_k)
+        figures: dict[str, Any] = {
+            "rows": len(test),
+            "changed_when_unplugged": float((read != without).float().mean()),
+            "read": int((ids_NK >= 0).sum()),
+            "different_entries": int(ids_NK[ids_NK >= 0].unique().numel()),
+        }
+        if train is not None:
+            labels = list(map(str, test.columns["label"]))
+            figures |= samples_read(memory, ids_NK, labels, train)
+    shown = [
+        [name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:.3f}"]
+        for name, value in figures.items()
+    ]
+    print(table(["", "value"], shown))
+    finish(args.json, facts, args, figures)
+
+
+if __name__ == "__main__":
+    main()
