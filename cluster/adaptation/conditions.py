@@ -62,7 +62,9 @@ def condition_of(
 
 def without_memory(memory: MemorySettings) -> MemorySettings:
     """The settings of a model that reads nothing."""
-    return replace(memory, store="", domains=(), exclude_own_samples=False)
+    return replace(
+        memory, store="", domains=(), exclude_own_samples=False, retrieval_loss_weight=0.0
+    )
 
 
 def adaptation_conditions(config: AdaptationConfig) -> list[Condition]:

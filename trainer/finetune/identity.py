@@ -17,7 +17,11 @@ from trainer.finetune.task import splits_of
 _MODEL_FILES = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer.json", "vocab.txt")
 _FREE = ("run", "train.seeds", "train.eval_batch_size")
 """Settings that may change between a run and its going on."""
-_LATER: dict[str, Any] = {"memory.domains": (), "memory.exclude_own_samples": False}
+_LATER: dict[str, Any] = {
+    "memory.domains": (),
+    "memory.exclude_own_samples": False,
+    "memory.retrieval_loss_weight": 0.0,
+}
 """Settings that runs of before do not have, and what they did."""
 
 

@@ -16,6 +16,7 @@ from trainer.finetune.encoded import EncodedRows, PaddedBatches
 from trainer.finetune.heads import Head
 from trainer.finetune.memory import ReadMemory
 from trainer.finetune.order import EpochOrder
+from trainer.finetune.own_key import own_key_loss
 from trainer.finetune.settings import FinetuneSettings
 
 Say = Callable[[str], None]
@@ -75,19 +76,42 @@ class TaskTrainer(Trainer):
     """
 
     def __init__(
-        self, *given: Any, order: EpochOrder, memory: ReadMemory | None, **named: Any
+        self,
+        *given: Any,
+        order: EpochOrder,
+        memory: ReadMemory | None,
+        separator: int | None,
+        **named: Any,
     ) -> None:
         super().__init__(*given, **named)
         self._order = order
         self._memory = memory
+        self._separator = separator
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *given: Any, **named: Any) -> Any:
-        """The model's loss; rows that have documents of their own do not find these."""
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **named: Any
+    ) -> Any:
+        """The task's loss and, in training, that of retrieval if it has a weight.
+
+        Rows that have documents of their own do not find these.
+        """
         own_doc_ids_B = inputs.pop(OWN_DOC_IDS, None)
         if own_doc_ids_B is not None:
             assert self._memory is not None
             inputs = {**inputs, "lookup": self._memory.lookup(own_doc_ids_B)}
-        return super().compute_loss(model, inputs, *given, **named)
+        weight = 0.0 if self._memory is None else self._memory.settings.retrieval_loss_weight
+        if self._memory is None or not weight or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, **named)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **named)
+        retrieval = own_key_loss(
+            self.accelerator.unwrap_model(model),
+            outputs.retrievals,
+            inputs["input_ids"],
+            entry_tokens=self._memory.entry_tokens,
+            separator=self._separator,
+        )
+        loss = loss + weight * retrieval
+        return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         return self._order
@@ -157,6 +181,7 @@ def make_trainer(
         compute_metrics=dev_scores,
         callbacks=callbacks,
         memory=memory,
+        separator=tokenizer.sep_token_id,
         order=EpochOrder(
             encoded["train"].lengths,
             seed=seed,

@@ -36,6 +36,11 @@ class ReadMemory:
         self._at_start = model.key_weights() if settings.mode == "live" else None
         self._renewed = False
 
+    @property
+    def entry_tokens(self) -> int:
+        """The longest that an entry is."""
+        return self.memory.info().entry_tokens
+
     def plug_into(self, model: Any) -> None:
         """Let the model read this memory.
 

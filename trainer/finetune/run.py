@@ -71,6 +71,8 @@ def check(settings: FinetuneSettings, *, say: Say) -> Checked:
                 f"{'learned' if split == 'train' else 'scored'}")  # fmt: skip
     if start.memory is not None and start.memory.exclude_own_samples:
         encoded["train"] = _with_own_documents(settings, encoded["train"])
+    if start.memory is not None and start.memory.retrieval_loss_weight:
+        _check_retrieval_loss(settings, start)
     if start.memory is not None and start.needs_two_sequences:
         _check_batches(settings, len(encoded["train"]))
     return Checked(head=head, start=start, encoded=encoded, device=device)
@@ -186,6 +188,20 @@ def _with_own_documents(settings: FinetuneSettings, rows: EncodedRows) -> Encode
         )
     doc_ids = split_doc_ids(settings.task)["train"]
     return rows.with_column(OWN_DOC_IDS, pa.array(doc_ids, pa.int64()))
+
+
+def _check_retrieval_loss(settings: FinetuneSettings, start: Start) -> None:
+    weight = f"memory.retrieval_loss_weight = {settings.memory.retrieval_loss_weight:g}"
+    if settings.train.batch_size < 2:
+        raise ConfigError(
+            f"{weight}: needs a train.batch_size of at least 2, because a row's own text is told "
+            "from those of the other rows of a pass; got 1"
+        )
+    if not start.config.output_retrievals:
+        raise ConfigError(
+            f"{weight}: needs a model that reports what it retrieves; set output_retrievals to "
+            f"true in {start.path / 'config.json'}"
+        )
 
 
 def _check_batches(settings: FinetuneSettings, sequences: int) -> None:

@@ -166,9 +166,20 @@ class MemorySettings:
         "keys of the start are searched throughout.",
         minimum=0,
     )
+    retrieval_loss_weight: float = documented(
+        0.0,
+        "Weight of a loss by which a row's query must find the key of its own text among those of "
+        "its pass, in live mode; 0: none, and nothing keeps the queries of different texts apart.",
+        minimum=0,
+    )
 
     def __post_init__(self) -> None:
         check_section(self)
+        if self.mode == "frozen" and self.retrieval_loss_weight:
+            raise ConfigError(
+                f"memory.retrieval_loss_weight = {self.retrieval_loss_weight:g}: must be 0 with "
+                'memory.mode = "frozen", whose keys cannot learn'
+            )
         if self.mode == "frozen" and self.refresh_every_steps:
             raise ConfigError(
                 f"memory.refresh_every_steps = {self.refresh_every_steps}: must be 0 with "

@@ -1,0 +1,60 @@
+"""A loss for retrieval while a model is fine-tuned: a row's query finds the key of its own text.
+
+A task's loss alone does not keep the queries of different texts apart: the gradient reaches them
+only through the attention to what was read, and after some epochs all rows can read the same few
+entries (docs/experiments.md). Pre-training's contrastive loss is carried on with the task's rows,
+each of which is its own right entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.losses import retrieval_loss
+from model.retrieval import LayerRetrieval
+
+
+def as_entries(input_ids: Tensor, *, entry_tokens: int, separator: int | None, pad: int) -> Tensor:
+    """Rows as a memory would hold them: [CLS] and the text's first tokens, int64 [B,S].
+
+    Args:
+        input_ids: int64 [B,T], padded on the right.
+        entry_tokens: the longest that entries of the memory are.
+        separator: the token that ends a text, which entries do not have; None: rows have none.
+        pad: the pad token, which takes its place.
+    """
+    tokens_BS = input_ids[:, :entry_tokens]
+    return tokens_BS if separator is None else tokens_BS.masked_fill(tokens_BS == separator, pad)
+
+
+def own_key_loss(
+    model: Any,
+    retrievals: Sequence[LayerRetrieval],
+    input_ids: Tensor,
+    *,
+    entry_tokens: int,
+    separator: int | None,
+) -> Tensor:
+    """Cross-entropy of a row's own text among those of its pass, mean over the memory layers.
+
+    Rows of the same tokens are not each other's negatives. A pass of one row has a loss of 0.
+
+    Args:
+        model: the PlugLM that gave the reports, its keys with gradient.
+        retrievals: of each memory layer.
+        input_ids: int64 [B,T], the rows of the pass.
+        entry_tokens, separator: as in `as_entries`.
+
+    Returns:
+        A scalar, with gradient for queries and keys.
+    """
+    pad = model.config.pad_token_id or 0
+    tokens_BS = as_entries(input_ids, entry_tokens=entry_tokens, separator=separator, pad=pad)
+    texts_B = torch.unique(tokens_BS, dim=0, return_inverse=True)[1]
+    own_BQ = model.base_model.entry_keys(tokens_BS)
+    every_B = torch.arange(len(tokens_BS), device=input_ids.device)
+    return torch.stack([retrieval_loss(r, own_BQ, every_B, texts_B) for r in retrievals]).mean()
