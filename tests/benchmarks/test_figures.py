@@ -164,3 +164,39 @@ def test_a_command_is_watched_and_a_failure_is_told(load: Load, tmp_path: Path) 
     failing = "print('out of tea'); raise SystemExit(3)"
     with pytest.raises(RuntimeError, match="ended with 3\nout of tea"):
         watch.watch([sys.executable, "-c", failing], cwd=tmp_path, log=log)
+
+
+def test_cost_curves_refuses_what_is_no_measurement(load: Load, tmp_path: Path) -> None:
+    read_costs = load("cost_curves").read_costs
+    other = tmp_path / "other.json"
+    for given in ("[1]", '{"figures": [{"rows": 3}]}', "no json"):
+        other.write_text(given, encoding="utf-8")
+        with pytest.raises(
+            ValueError, match=r"other\.json is not what `memory_at_size\.py --json`"
+        ):
+            read_costs(other)
+
+
+def test_what_is_not_at_hand_is_left_out_with_its_option(load: Load, tmp_path: Path) -> None:
+    suite = load("suite")
+    tuned = suite.read_suite()["tuned_reads"]
+    assert "--model and --test" in suite.Choice(gpu=None).lacks(tuned)
+    choice = suite.Choice(gpu=None, model=tmp_path / "model", test=tmp_path / "test.parquet")
+    assert choice.lacks(tuned) is None
+    words = suite.words_of(tuned, "full", tmp_path, choice)
+    assert words == [str(tmp_path / "model"), str(tmp_path / "test.parquet")]
+
+
+def test_what_a_tuned_model_reads_is_refused_for_other_folders(load: Load, tmp_path: Path) -> None:
+    opened = load("tuned_reads").opened
+    with pytest.raises(ValueError, match="no fine-tuned model with a memory"):
+        opened(tmp_path)
+    about = tmp_path / "finetuned.json"
+    about.write_text('{"memory": null}', encoding="utf-8")
+    with pytest.raises(ValueError, match="no fine-tuned model with a memory"):
+        opened(tmp_path)
+    about.write_text(
+        '{"memory": {"vectors": null, "keys_made_with": "/models/start"}}', encoding="utf-8"
+    )
+    with pytest.raises(ValueError, match=r"does not make itself; fine-tune it live"):
+        opened(tmp_path)
