@@ -89,7 +89,11 @@ class TaskTrainer(Trainer):
         self._separator = separator
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **named: Any
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """The task's loss and, in training, that of retrieval if it has a weight.
 
@@ -101,8 +105,8 @@ class TaskTrainer(Trainer):
             inputs = {**inputs, "lookup": self._memory.lookup(own_doc_ids_B)}
         weight = 0.0 if self._memory is None else self._memory.settings.retrieval_loss_weight
         if self._memory is None or not weight or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, **named)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **named)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         retrieval = own_key_loss(
             self.accelerator.unwrap_model(model),
             outputs.retrievals,
