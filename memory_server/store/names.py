@@ -61,13 +61,17 @@ def check_domain(name: str) -> str:
     """The name, if a domain may have it.
 
     Raises:
-        ValueError: it is empty, long, or would not print on one line.
+        ValueError: it is empty, long, would not print on one line, or holds a comma.
     """
     if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_DOMAIN:
         raise ValueError(f"a domain's name is 1 to {LONGEST_DOMAIN} characters, not {name!r}")
     if name != name.strip() or not name.isprintable():
         raise ValueError(
             f"a domain's name has no line breaks, control characters or spaces around it: {name!r}"
+        )
+    if "," in name:
+        raise ValueError(
+            f"a domain's name has no comma, because lists of domains are told with commas: {name!r}"
         )
     return name
 

@@ -379,6 +379,7 @@ BAD_WORDS: list[tuple[list[str], str]] = [
     (["add", "STORE", "--text", "a", "--source", FOREIGN], "no valid UTF-8"),
     (["add", "STORE", "--text", "a", "--title", FOREIGN], "no valid UTF-8"),
     (["add", "STORE", "--text", "a", "--domain", FOREIGN], "a domain's name"),
+    (["add", "STORE", "--text", "a", "--domain", "a,b"], "no comma"),
     (["add", "STORE", "a\0b.txt"], "a NUL"),
     (["add", "STORE", f"{FOREIGN}.txt"], "the name of a file"),
     (["add", "STORE", "--text", "a", "--tokenizer", "a\0b"], "a NUL"),
