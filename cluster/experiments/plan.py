@@ -12,7 +12,7 @@ from typing import Any
 from cluster.config import ConfigError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-_SLOT = re.compile(r"\{([a-z_]+)\}")
+_SLOT = re.compile(r"\{\{([a-z_]+)\}\}|\{([a-z_]+)\}")
 GIVEN = ("data", "out", "seed", "here")
 """Slots that every experiment has: the data's directory, the experiment's own, the seed, and the
 directory of the TOML file."""
@@ -72,14 +72,20 @@ class Experiment:
     comparisons: tuple[Comparison, ...] = ()
 
     def filled(self, text: str, slots: Mapping[str, str]) -> str:
-        """A text with its slots filled. Raises ConfigError: an unknown slot."""
+        """A text with its slots filled; {{name}} is told as {name}.
+
+        Raises:
+            ConfigError: an unknown slot.
+        """
 
         def value(match: re.Match[str]) -> str:
-            name = match.group(1)
+            kept, name = match.groups()
+            if kept:
+                return f"{{{kept}}}"
             if name not in slots:
                 raise ConfigError(
                     f"the experiment {self.name} uses {{{name}}} in {text!r}; known are "
-                    f"{', '.join(sorted(slots))}"
+                    f"{', '.join(sorted(slots))}; {{{{{name}}}}} is told as {{{name}}}"
                 )
             return slots[name]
 

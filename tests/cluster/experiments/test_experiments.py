@@ -114,6 +114,7 @@ def test_unknown_slots_and_variables_are_refused(tmp_path: Path) -> None:
     plan = read_experiment(write(tmp_path, PLAN))
     with pytest.raises(ConfigError, match=r"uses \{nowhere\}"):
         plan.filled("{nowhere}/x", {"out": "o"})
+    assert plan.filled("{out}: {{text}}, {{nowhere}}", {"out": "o"}) == "o: {text}, {nowhere}"
     with pytest.raises(ConfigError, match="no such variable"):
         read_experiment(tmp_path / "plan.toml", {"sizes": "3"})
     assert read_experiment(tmp_path / "plan.toml", {"size": "3"}).variables == {"size": "3"}
