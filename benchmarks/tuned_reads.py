@@ -1,15 +1,16 @@
 """What a fine-tuned classifier reads of its memory: how varied, how right, and whether it matters.
 
 MODEL is `seed-N/model` of `pluglm finetune`, `adapt compare` or `in-task`, with a live memory. Of
-the first --rows rows of a test file: predictions that change when the memory is unplugged; how many
-different entries all rows read together (few: the queries have collapsed); and, where training
-samples are in the memory, how many of those that are read have the row's own label, beside what
-labels drawn by chance would have.
+the first --rows rows of a test file: predictions that change when the memory is unplugged; how even
+attention is over a row's entries (1: flat); how many different entries all rows read together (few:
+the queries have collapsed); and, where training samples are in the memory, how many of those that
+are read have the row's own label, beside what labels drawn by chance would have.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,15 @@ def opened(path: Path) -> tuple[Any, dict[str, Any], LocalMemory]:
 @torch.no_grad()
 def predicted(
     model: Any, tokenizer: Any, texts: list[str], length: int, memory: LocalMemory | None, k: int
-) -> tuple[Tensor, Tensor]:
-    """(labels, int64 [N]; the entries read, int64 [N, k], -1 pads; empty without memory)"""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ask the model.
+
+    Returns:
+        (labels, int64 [N]; the entries read, int64 [N, k], -1 pads; each entry's share of the last
+        memory layer's attention, [N, heads, k]); the last two are empty without a memory.
+    """
     found: list[Tensor] = []
+    attended: list[Tensor] = []
 
     def lookup(queries_BQ: Tensor) -> Any:
         assert memory is not None
@@ -77,8 +84,22 @@ def predicted(
             padding=True,
             return_tensors="pt",
         )
-        labels.append(model(**batch).logits.argmax(1))
-    return torch.cat(labels), torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+        output = model(**batch, output_attention=memory is not None)
+        labels.append(output.logits.argmax(1))
+        if memory is not None:
+            # The last layer computes only the position that the class is read from.
+            attended.append(output.retrievals[-1].attention_BATK[:, :, 0])
+    if memory is None:
+        return torch.cat(labels), torch.empty(0, dtype=torch.int64), torch.empty(0)
+    return torch.cat(labels), torch.cat(found), torch.cat(attended)
+
+
+def evenness(share_NAK: Tensor) -> float:
+    """How even attention is over the entries: 1, all the same; 0, one has all. Mean entropy over
+    the largest."""
+    share_NAK = share_NAK / share_NAK.sum(-1, keepdim=True).clamp(min=1e-12)
+    entropy_NA = -(share_NAK * share_NAK.clamp(min=1e-12).log()).sum(-1)
+    return float((entropy_NA / math.log(max(share_NAK.shape[-1], 2))).mean())
 
 
 def samples_read(
@@ -125,12 +146,13 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     texts, length = list(map(str, test.columns["text"])), about["max_length"]
     with memory:
-        read, ids_NK = predicted(model, tokenizer, texts, length, memory, args.top_k)
-        without, _ = predicted(model, tokenizer, texts, length, None, args.top_k)
+        read, ids_NK, share_NAK = predicted(model, tokenizer, texts, length, memory, args.top_k)
+        without, _, _ = predicted(model, tokenizer, texts, length, None, args.top_k)
         figures: dict[str, Any] = {
             "rows": len(test),
             "changed_when_unplugged": float((read != without).float().mean()),
             "read": int((ids_NK >= 0).sum()),
+            "attention_evenness": evenness(share_NAK),
             "different_entries": int(ids_NK[ids_NK >= 0].unique().numel()),
         }
         if train is not None:
