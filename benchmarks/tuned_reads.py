@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from memory_server.local import LocalMemory
+from memory_server.requests import MAX_TOP_K
 from model import KeyEncoderFactory
 from trainer.finetune.own_text import row_doc_ids
 from trainer.finetune.tables import Table, read_table
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("test", type=Path, help="rows with the columns text and label")
     parser.add_argument("--train", type=Path, help="the training rows, if they are in the memory")
     parser.add_argument("--rows", type=positive, default=600)
-    parser.add_argument("--top-k", type=positive, default=5)
+    parser.add_argument("--top-k", type=positive, help="entries per row (default: the model's own)")
     args = parser.parse_args()
     try:
         test = read_table(args.test, "TEST").first(args.rows)
@@ -140,14 +141,18 @@ def main() -> None:
                 raise ValueError(f"{one.path} has the columns {', '.join(one.columns)}; it must "
                                  "have text and label")  # fmt: skip
         model, about, memory = opened(args.model)
+        k = args.top_k or about["memory"]["top_k"]
+        most = min(memory.info().entries, MAX_TOP_K)
+        if k > most:
+            raise ValueError(f"--top-k {k}: this memory answers with 1 to {most} entries")
     except (ValueError, OSError) as error:
         parser.error(str(error))
     facts = begin()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     texts, length = list(map(str, test.columns["text"])), about["max_length"]
     with memory:
-        read, ids_NK, share_NAK = predicted(model, tokenizer, texts, length, memory, args.top_k)
-        without, _, _ = predicted(model, tokenizer, texts, length, None, args.top_k)
+        read, ids_NK, share_NAK = predicted(model, tokenizer, texts, length, memory, k)
+        without, _, _ = predicted(model, tokenizer, texts, length, None, k)
         figures: dict[str, Any] = {
             "rows": len(test),
             "changed_when_unplugged": float((read != without).float().mean()),
