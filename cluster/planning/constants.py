@@ -12,10 +12,22 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT = "pluglm-calibration-1"
-Part = TypeVar("Part")
+Part = TypeVar("Part", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,12 +245,12 @@ class Constants:
 def _built(kind: type[Part], tree: Mapping[str, Any], where: str) -> Part:
     """A dataclass out of plain values, each checked against its declared type."""
     hints = get_type_hints(kind)
-    known = [item.name for item in fields(kind)]  # type: ignore[arg-type]
+    known = [item.name for item in fields(kind)]
     unknown = [name for name in tree if name not in known]
     if unknown:
         raise ValueError(f"{where}{unknown[0]}: unknown key; known are {', '.join(known)}")
     values = {}
-    for item in fields(kind):  # type: ignore[arg-type]
+    for item in fields(kind):
         if item.name not in tree:
             if item.default is MISSING:
                 raise ValueError(f"{where}{item.name} is missing")
