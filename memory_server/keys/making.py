@@ -1,6 +1,7 @@
 """The keys of a shard's rows: shared or copied where nothing changed, encoded where it did."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,18 @@ def staging_bytes(
     content: ShardContent, held: Sequence[KeyBlock], settings: IndexSettings, width: int
 ) -> int:
     """What an epoch of this content adds to what is held: an upper bound."""
+    return content.bytes_beside_tokens + bytes_to_come(content, held, settings, width)
+
+
+def bytes_to_come(
+    content: ShardContent,
+    held: Sequence[KeyBlock],
+    settings: IndexSettings,
+    width: int,
+    *,
+    made: int = 0,
+) -> int:
+    """The same once the content is loaded and `made` rows of its large parts have their keys."""
     numbers = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}[settings.key_dtype]
     per_row = numbers * width + 8  # a scale and an error bound
     by_segment = _by_segment(held)
@@ -46,7 +59,7 @@ def staging_bytes(
     approximate = sum(expected_index_bytes(settings, rows=rows, width=width) for rows in new)
     training = max((training_bytes(settings, rows=rows, width=width) for rows in new), default=0)
     tail = (content.rows - content.tail_start) * 4 * width
-    return content.bytes_beside_tokens + sum(new) * per_row + tail + approximate + training
+    return (sum(new) - made) * per_row + tail + approximate + training
 
 
 def make_keys(
@@ -57,7 +70,7 @@ def make_keys(
     encoder: Encode,
     dtype: KeyDtype,
     device: torch.device,
-    fits: Callable[[int], None],
+    fits: Callable[[int, int], None],
     advance: Callable[[int], None],
 ) -> tuple[BlockedKeys, int]:
     """Make the keys of every row.
@@ -67,8 +80,8 @@ def make_keys(
         source: content and keys that the same weights made; the tail's rows are copied from it.
         dtype: how new blocks hold their keys. The tail always holds float32: it is small, and
             copied from epoch to epoch.
-        fits: called with the key width before room is made for keys that are to be encoded; may
-            raise.
+        fits: called with how many rows of large parts have their keys already, and the key width,
+            before room is made for keys that are to be encoded; may raise.
         advance: called with the number of rows that now have keys; may raise Cancelled.
 
     Returns:
@@ -89,7 +102,8 @@ def make_keys(
     for part in content.large_parts:
         block = _covering(part, by_segment)
         if block is None:
-            block = _new_block(content, part, keys_of["it"], dtype, device, fits, advance)
+            room = partial(fits, encoded)
+            block = _new_block(content, part, keys_of["it"], dtype, device, room, advance)
             parts.append((block, 0, part.rows))
             encoded += part.rows
             continue
@@ -106,7 +120,7 @@ def make_keys(
             rows = tail[start : start + step]
             keys_nQ = encode(keys_of["it"], content, rows, device)
             if keys_tQ is None:
-                fits(keys_nQ.shape[1])
+                fits(encoded, keys_nQ.shape[1])
                 keys_tQ = _zeros(content, keys_nQ.shape[1], device)
             _same_width(keys_nQ, keys_tQ.shape[1])
             keys_tQ[_on(rows - content.tail_start, device)] = keys_nQ

@@ -16,6 +16,7 @@ from memory_server.index.recall_gate import MIN_QUERIES
 from memory_server.keys.key_blocks import KeyBlock
 from memory_server.keys.key_sources import KeySources
 from memory_server.keys.making import (
+    bytes_to_come,
     encode,
     held_spans,
     layout_and_checksum,
@@ -96,13 +97,12 @@ class EpochBuilder:
         def encoder() -> KeySource:
             return self._sources.get(plan.weights_id, load_weights, tabled=plan.tabled)
 
-        def fits(width: int) -> None:
+        def fits(made: int, width: int) -> None:
+            needed = bytes_to_come(content, held, self._settings, width, made=made)
+            if self._limit is not None:  # which does not shrink by what was loaded just now
+                needed += content.bytes_beside_tokens
             what = f"epoch {plan.epoch} on shard {self._shard}"
-            check_fits(
-                staging_bytes(content, held, self._settings, width),
-                self.free_bytes(sealed),
-                what=what,
-            )
+            check_fits(needed, self.free_bytes(sealed), what=what)
 
         # The epoch's own, for as long as a search may need it: nobody forgets it meanwhile.
         scoring = None if self._settings.key_dtype == "float32" else encoder()

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor
 
 from memory_server.api import KeyEncoder, Retrieved
 from memory_server.errors import MemoryClosed, ShardRestoring
+from memory_server.keys.key_codes import KeyCodes
 from memory_server.replies import merge_replies
+from memory_server.shard import epoch_builder
+from memory_server.shard.content import LARGE_ROWS
 from memory_server.shard.epochs import EpochPlan, Receipt
 from memory_server.shard.shard import Shard
 from memory_server.store.store import Store
@@ -204,4 +208,33 @@ def test_a_bad_encoder_fails_the_epoch_with_its_reason(
         threading.Event().wait(0.002)
     assert status.state == "failed"
     assert words in str(status.error)
+    shard.close()
+
+
+def test_what_an_epoch_has_made_already_is_not_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, blocks = 2 * LARGE_ROWS, 8
+    parts = (toy_entries(range(i * rows, (i + 1) * rows)) for i in range(blocks))
+    store = toy_store(tmp_path / "s", *parts)
+    bytes_per_row = 4 * KEY_WIDTH + 8
+    free = rows * blocks * bytes_per_row
+    make_room = KeyCodes.empty
+
+    def less_is_free(n: int, *more: Any) -> KeyCodes:
+        nonlocal free
+        free -= n * bytes_per_row
+        return make_room(n, *more)
+
+    monkeypatch.setattr(KeyCodes, "empty", less_is_free)
+    monkeypatch.setattr(epoch_builder, "free_bytes", lambda device: free)
+    shard = Shard(store.path, shards=1, shard=0, encoder=toy_factory)
+    assert seal(shard, plan(1, store.head())).rows == rows * blocks
+    assert free == 0
+    shard.close()
+    free = rows * blocks * bytes_per_row - 1
+    shard = Shard(store.path, shards=1, shard=0, encoder=toy_factory)
+    with pytest.raises(AssertionError, match=r"needs .* beside the live epoch"):
+        seal(shard, plan(1, store.head()))
+    assert free == rows * blocks * bytes_per_row - 1, "it was refused before room was made"
     shard.close()
