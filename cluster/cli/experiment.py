@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cluster.cli.command import Command, UsageError
+from cluster.cli.command import Command, UsageError, positive
 from cluster.cli.memory_options import some_path
 
 
@@ -41,6 +41,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--again",
         action="store_true",
         help="run stages again whose settings have changed, and all that follow",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="run so many seeds at a time, each with its share of the machine's threads "
+        "(default: 1)",
     )
     parser.add_argument(
         "--write-docs",
@@ -83,7 +91,7 @@ def _run(options: argparse.Namespace) -> int:
         out=out.resolve(),
     )
     try:
-        run_experiment(place, again=options.again, say=_say)
+        run_experiment(place, again=options.again, say=_say, jobs=options.jobs)
     except StageFailed as error:
         print(f"pluglm: error: {error}", file=sys.stderr)
         return 1
@@ -115,7 +123,8 @@ A finished stage is not run again, so that a run that was interrupted goes on. I
 end: each measure's mean and deviation, paired tests over the seeds, results.json.""",
     example="""\
 pluglm experiment experiments/google-re.toml --data DATA
-pluglm experiment experiments/google-re.toml --data DATA --set steps=4000 --out runs/longer""",
+pluglm experiment experiments/google-re.toml --data DATA --set steps=4000 --out runs/longer
+pluglm experiment experiments/domains.toml --data DATA --jobs 3""",
     configure=_arguments,
     run=_run,
     after_interrupt="finished stages are kept: the same command goes on",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,9 @@ from trainer.export import write_json
 
 _PLUGLM = (sys.executable, "-c", "import sys; from cluster.cli import main; sys.exit(main())")
 _TOLD = 2000  # last characters of a failed command's output
+
+Chain = list[tuple[Stage, int | None]]
+"""Stages, each with its seed, of which each may need those before it."""
 
 
 class StageFailed(Exception):
@@ -50,46 +57,85 @@ class Place:
         return folder / f"{stage.name}.json"
 
 
-def run_experiment(place: Place, *, again: bool, say: Callable[[str], None]) -> None:
+def run_experiment(place: Place, *, again: bool, say: Callable[[str], None], jobs: int = 1) -> None:
     """Run every stage that is not finished, in order; blocks.
 
     Args:
         again: run stages again whose settings have changed since, and all that come after them.
+        jobs: so many seeds at a time; each has its share of the machine's threads.
 
     Raises:
         ConfigError: a finished stage was run with other settings, or a stage uses a slot that is
-            not known; before anything is run. StageFailed.
+            not known; before anything is run. StageFailed: of the first that failed; what ran
+            beside it is finished and kept, and nothing more is begun.
     """
-    for stage, seed in _all(place.experiment.stages, place.experiment.seeds):
+    groups = _groups(place.experiment.stages, place.experiment.seeds)
+    steps = [step for group in groups for chain in group for step in chain]
+    for stage, seed in steps:
         slots = place.slots(seed)
         for word in stage.run:
             place.experiment.filled(word, slots)
     place.out.mkdir(parents=True, exist_ok=True)
-    seeds = place.experiment.seeds
-    done = [
-        (stage, seed, _finished(place, stage, seed, again=again))
-        for stage, seed in _all(place.experiment.stages, seeds)
-    ]
+    finished = {
+        (stage.name, seed): _finished(place, stage, seed, again=again) for stage, seed in steps
+    }
+    environment = dict(os.environ)
+    if jobs > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    failed = threading.Event()
+
+    def run_chain(chain: Chain, stale: bool) -> bool:
+        for stage, seed in chain:
+            if failed.is_set():
+                break
+            who = stage.name if seed is None else f"{stage.name}, seed {seed}"
+            if finished[stage.name, seed] and not stale:
+                say(f"{who}: finished before")
+                continue
+            stale = stale or (again and place.record(stage, seed).exists())
+            say(f"{who} ...")
+            try:
+                took = _run_and_record(place, stage, seed, environment)
+            except Exception:
+                failed.set()
+                raise
+            say(f"{who}: {took} s")
+        return stale
+
     stale = False
-    for stage, seed, finished in done:
-        who = stage.name if seed is None else f"{stage.name}, seed {seed}"
-        if finished and not stale:
-            say(f"{who}: finished before")
-            continue
-        stale = stale or (again and place.record(stage, seed).exists())
-        say(f"{who} ...")
-        began = time.monotonic()
-        result = _run(place, stage, seed)
-        record = {
+    for group in groups:
+        if jobs == 1 or len(group) == 1:
+            done = [run_chain(chain, stale) for chain in group]
+        else:
+            with ThreadPoolExecutor(max_workers=jobs) as pool:
+                try:
+                    done = list(pool.map(run_chain, group, [stale] * len(group)))
+                except BaseException:  # an interrupt, too: nothing more is begun
+                    failed.set()
+                    raise
+        stale = any(done)
+
+
+def _run_and_record(
+    place: Place, stage: Stage, seed: int | None, environment: Mapping[str, str]
+) -> float:
+    """Seconds that it took."""
+    began = time.monotonic()
+    result = _run(place, stage, seed, environment)
+    seconds = round(time.monotonic() - began, 1)
+    path = place.record(stage, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        path,
+        {
             "stage": stage.name,
             "settings": _settings(place, stage, seed),
-            "seconds": round(time.monotonic() - began, 1),
+            "seconds": seconds,
             "result": result,
-        }
-        path = place.record(stage, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, record)
-        say(f"{who}: {record['seconds']} s")
+        },
+    )
+    return seconds
 
 
 def stage_result(place: Place, stage: str, seed: int) -> Any:
@@ -100,22 +146,20 @@ def stage_result(place: Place, stage: str, seed: int) -> Any:
     raise KeyError(stage)
 
 
-def _all(stages: tuple[Stage, ...], seeds: tuple[int, ...]) -> Iterator[tuple[Stage, int | None]]:
-    """Stages in order; those of a seed one after the other, seed by seed, where they follow on each
-    other, so that the first seed's results are there early."""
-    start = 0
-    while start < len(stages):
-        if not stages[start].per_seed:
-            yield stages[start], None
-            start += 1
-            continue
-        end = start
-        while end < len(stages) and stages[end].per_seed:
-            end += 1
-        for seed in seeds:
-            for stage in stages[start:end]:
-                yield stage, seed
-        start = end
+def _groups(stages: tuple[Stage, ...], seeds: tuple[int, ...]) -> list[list[Chain]]:
+    """What follows on each other, each a list of chains that do not need one another.
+
+    Stages of a seed that follow on each other are a chain, so that the first seed's results are
+    there early; any other stage is a group by itself.
+    """
+    groups: list[list[Chain]] = []
+    for per_seed, some in groupby(stages, key=lambda stage: stage.per_seed):
+        together = list(some)
+        if per_seed:
+            groups.append([[(stage, seed) for stage in together] for seed in seeds])
+        else:
+            groups.extend([[(stage, None)]] for stage in together)
+    return groups
 
 
 def _settings(place: Place, stage: Stage, seed: int | None) -> dict[str, Any]:
@@ -143,7 +187,7 @@ def _finished(place: Place, stage: Stage, seed: int | None, *, again: bool) -> b
     )
 
 
-def _run(place: Place, stage: Stage, seed: int | None) -> Any:
+def _run(place: Place, stage: Stage, seed: int | None, environment: Mapping[str, str]) -> Any:
     slots = place.slots(seed)
 
     def fill(text: str) -> str:
@@ -156,7 +200,11 @@ def _run(place: Place, stage: Stage, seed: int | None) -> Any:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as errors:
         done = subprocess.run(
-            [*_PLUGLM, *words], stdout=subprocess.PIPE, stderr=errors, check=False
+            [*_PLUGLM, *words],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            check=False,
+            env=dict(environment),
         )
     if done.returncode:
         said = log.read_text(encoding="utf-8", errors="replace")[-_TOLD:]

@@ -17,7 +17,9 @@ log = logging.getLogger(__name__)
 
 LOGGED_PER_SEARCH = 8
 AT_ONCE = 8  # queries of one measuring search: a short one, so that live searches wait little
+AT_ONCE_WITHOUT_REST = 32  # of an audit that somebody waits for
 DUTY = 0.2  # of the time while measuring; it rests for the remainder
+LOOK_S = 0.1  # between two looks at whether somebody waits for it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +122,10 @@ def found_rows(
 ) -> Tensor:
     """The rows that a search returns for these queries, int64 [n, K], a few queries at a time."""
     rows = []
-    for start in range(0, recent.count, AT_ONCE):
+    step = AT_ONCE_WITHOUT_REST if rest is None else AT_ONCE
+    for start in range(0, recent.count, step):
         began = time.monotonic()
-        few = slice(start, start + AT_ONCE)
+        few = slice(start, start + step)
         hits = search(
             recent.queries_nQ[few].to(device), recent.k, recent.exclude_doc_ids_n[few].to(device)
         )
@@ -206,8 +209,8 @@ class Audit:
         self._queries = queries
         self._settings = settings
         self._device = device
-        self._closed = threading.Event()
-        self._lock = threading.Lock()
+        self._closed, self._hurry = threading.Event(), threading.Event()
+        self._lock, self._measuring = threading.Lock(), threading.Lock()
         self._report = AuditReport(
             recall=None,
             k=0,
@@ -225,16 +228,30 @@ class Audit:
     def report(self) -> AuditReport:
         return self._report
 
+    @property
+    def measures(self) -> bool:
+        """Whether it measures now."""
+        return self._measuring.locked()
+
     def run_once(self) -> AuditReport:
-        """Measure now. Blocks; raises what the index raises."""
+        """Measure now, at full speed: somebody waits for it. Blocks; raises what the index raises.
+
+        An audit under way does not rest any more, and ends first.
+        """
+        self._hurry.set()
+        try:
+            with self._measuring:
+                return self._measure(rest=None)
+        finally:
+            self._hurry.clear()
+
+    def _measure(self, rest: Rest | None) -> AuditReport:
         index = self._live()
         recent = self._queries.recent()
         if index is None or recent is None:
             return self._note(exact=True, reason="no search has been answered yet")
         if isinstance(index, GatedIndex):
-            state, recall, queries = judge_recall(
-                index, recent, device=self._device, rest=self._rest
-            )
+            state, recall, queries = judge_recall(index, recent, device=self._device, rest=rest)
             return self._note(
                 recall=recall,
                 k=recent.k,
@@ -248,7 +265,7 @@ class Audit:
             )
         recent, recall = recent.sample(MIN_QUERIES), None
         if recent.count == MIN_QUERIES:
-            recall = measure_recall(index, recent, device=self._device, rest=self._rest)
+            recall = measure_recall(index, recent, device=self._device, rest=rest)
         return self._note(
             recall=recall,
             k=recent.k,
@@ -272,7 +289,8 @@ class Audit:
         give_way()
         while not self._closed.wait(self._settings.audit_every_s):
             try:
-                self.run_once()
+                with self._measuring:
+                    self._measure(rest=self._rest)
             except _AuditClosed:
                 return
             except Exception as error:  # searches go on, whatever is wrong with the audit
@@ -281,7 +299,11 @@ class Audit:
                     self._report = replace(self._report, failures=self._report.failures + 1)
 
     def _rest(self, worked_s: float) -> None:
-        if self._closed.wait(worked_s * (1 / DUTY - 1)):
+        until = time.monotonic() + worked_s * (1 / DUTY - 1)
+        while not self._hurry.is_set() and (left := until - time.monotonic()) > 0:
+            if self._closed.wait(min(left, LOOK_S)):
+                break
+        if self._closed.is_set():
             raise _AuditClosed
 
     def _note(

@@ -84,6 +84,34 @@ def test_stages_run_once_and_a_failure_is_gone_on_from(
     assert "--again" in capsys.readouterr().err
 
 
+def test_seeds_run_at_the_same_time_and_one_that_fails_ends_the_others_chains(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails = PLAN.replace(
+        'run = ["explain", "--help"]', 'run = ["memory", "log", "{out}/seed-{seed}/none", "--json"]'
+    )
+    plan, out = write(tmp_path, fails), tmp_path / "out"
+    words = ["experiment", str(plan), "--data", str(data), "--out", str(out), "--jobs", "2"]
+    assert main(words) == 1
+    lines = capsys.readouterr().err.splitlines()
+    began = [
+        n for n, line in enumerate(lines) if line.startswith("corpus, seed ") and "..." in line
+    ]
+    ended = [
+        n
+        for n, line in enumerate(lines)
+        if line.startswith("corpus, seed ") and line.endswith(" s")
+    ]
+    assert sorted(lines[n] for n in began[:2]) == ["corpus, seed 0 ...", "corpus, seed 1 ..."]
+    assert max(began[:2]) < min(ended), "two at a time"
+    kept = [(out / f"seed-{seed}" / "stages" / "corpus.json").exists() for seed in range(3)]
+    assert kept[:2] == [True, True]
+    assert not (out / "seed-2" / "stages" / "search.json").exists()
+    write(tmp_path, fails.replace("/none", "/corpus"))
+    assert main(words) == 0
+    assert capsys.readouterr().err.count("finished before") == 1 + sum(kept)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
