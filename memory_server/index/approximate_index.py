@@ -123,14 +123,18 @@ class ApproximateIndex:
         FAISS found too few is searched exactly."""
         return self._search_with(self.effort, queries_BQ, k, exclude_doc_ids_B)
 
+    def search_every_key(
+        self, queries_BQ: Tensor, k: int, exclude_doc_ids_B: Tensor | None
+    ) -> Hits:
+        """As `search` with a closed gate; see `GatedIndex.search_every_key`."""
+        return self._flat.search(queries_BQ, k, exclude_doc_ids_B)
+
     def tune(self, recent: RecentQueries, rest: Rest | None = None) -> RecentQueries:
         """Choose the effort by some of these queries; see `GatedIndex.tune`."""
         if self._most is None:
             return recent.sample(MIN_QUERIES)
         by, others = tuning_and_judging(recent)
-        true_rows = found_rows(
-            partial(self._flat.search, exact=True), by, device=self._device, rest=rest
-        )
+        true_rows = found_rows(self.search_every_key, by, device=self._device, rest=rest)
 
         def measure(effort: Effort) -> Recall:
             search = partial(self._search_with, effort)
