@@ -47,13 +47,19 @@ def check_index(
         raise ValueError(f"{error}; {ALLOWED}") from None
 
 
-def expected_index_bytes(settings: IndexSettings, *, rows: int, width: int) -> int:
-    """About what an approximate index will hold for one new block beside its keys."""
+def expected_index_bytes(
+    settings: IndexSettings, *, rows: int, width: int, with_room: bool = False
+) -> int:
+    """About what an approximate index will hold for one new block beside its keys.
+
+    Args:
+        with_room: count what is taken but not used, too: what must be free for it.
+    """
     if settings.kind == FLAT:
         return 0
     from memory_server.index.faiss_build import faiss_bytes
 
-    return faiss_bytes(settings, rows=rows, width=width)
+    return faiss_bytes(settings, rows=rows, width=width, with_room=with_room)
 
 
 def training_bytes(settings: IndexSettings, *, rows: int, width: int) -> int:

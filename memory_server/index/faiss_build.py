@@ -36,11 +36,12 @@ def check_faiss(settings: IndexSettings, *, key_width: int | None, device: torch
         )
 
 
-def faiss_bytes(settings: IndexSettings, *, rows: int, width: int) -> int:
-    """About what FAISS will hold for one block of so many rows."""
+def faiss_bytes(settings: IndexSettings, *, rows: int, width: int, with_room: bool = False) -> int:
+    """About what FAISS will hold for one block of so many rows; see `bytes_per_row`."""
     if rows < SMALLEST_BLOCK:
         return 0
-    return rows * bytes_per_row(recipe_for(settings, rows=rows, width=width), width)
+    recipe = recipe_for(settings, rows=rows, width=width)
+    return rows * bytes_per_row(recipe, width, with_room=with_room)
 
 
 def faiss_training_bytes(settings: IndexSettings, *, rows: int, width: int) -> int:

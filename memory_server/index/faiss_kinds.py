@@ -19,6 +19,9 @@ CHANGE_PRODUCTS = (
 
 
 CODES_PER_THREAD = 1 << 18  # of 8 bits a number: about 4 ms of work
+# Lists of 4-bit codes double their room when they are full: a process grows by 54 bytes for a row's
+# code of 32 and its id.
+SHORT_CODE_ROOM = 1.35
 
 
 @contextmanager
@@ -174,12 +177,13 @@ def index_bytes(index: Any) -> int:
     return int(faiss.serialize_index(index).nbytes)
 
 
-def bytes_per_row(recipe: Recipe, width: int) -> int:
-    """About what a row takes in the recipe's index."""
+def bytes_per_row(recipe: Recipe, width: int, *, with_room: bool = False) -> int:
+    """About what a row takes in the recipe's index; `with_room`: and what its lists keep free."""
     index = empty_index(recipe, width)
     extra = 12 if faiss.try_extract_index_ivf(index) is not None else 0
+    room = SHORT_CODE_ROOM if with_room and recipe.short_codes else 1
     try:
-        return int(index.sa_code_size()) + extra
+        return int(index.sa_code_size() * room) + extra
     except RuntimeError:  # such as HNSW: the keys and their links
         links = int(index.hnsw.nb_neighbors(0)) if isinstance(index, faiss.IndexHNSW) else 0
         return 4 * width + 5 * links

@@ -56,7 +56,9 @@ def bytes_to_come(
     per_row = numbers * width + 8  # a scale and an error bound
     by_segment = _by_segment(held)
     new = [part.rows for part in content.large_parts if _covering(part, by_segment) is None]
-    approximate = sum(expected_index_bytes(settings, rows=rows, width=width) for rows in new)
+    approximate = sum(
+        expected_index_bytes(settings, rows=rows, width=width, with_room=True) for rows in new
+    )
     training = max((training_bytes(settings, rows=rows, width=width) for rows in new), default=0)
     tail = (content.rows - content.tail_start) * 4 * width
     return (sum(new) - made) * per_row + tail + approximate + training

@@ -363,6 +363,12 @@ def test_bytes_are_counted_and_foreseen(kind):
     assert held * 0.9 < index.bytes - beside < held * 1.6
     foreseen = expected_index_bytes(IndexSettings(kind=kind), rows=len(KEYS), width=WIDTH)
     assert held * 0.6 < foreseen < held * 1.4
+    free = expected_index_bytes(IndexSettings(kind=kind), rows=10, width=WIDTH, with_room=True)
+    assert free == 0, "so few rows are not indexed"
+    room = expected_index_bytes(
+        IndexSettings(kind=kind), rows=len(KEYS), width=WIDTH, with_room=True
+    )
+    assert room > foreseen if kind == "pq" else room == foreseen
 
 
 def test_what_training_takes_is_foreseen():
