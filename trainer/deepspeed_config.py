@@ -31,12 +31,19 @@ _DECIDED = {
 }
 
 
-def deepspeed_config(settings: TrainSettings, *, on_gpu: bool) -> dict[str, Any]:
+MOST_IN_A_BUCKET = 500_000_000  # gradients that are reduced as one: DeepSpeed's own default
+
+
+def deepspeed_config(
+    settings: TrainSettings, *, on_gpu: bool, parameters: int | None = None
+) -> dict[str, Any]:
     """Generate the configuration of `deepspeed.initialize`.
 
     Args:
         settings: the run's settings.
         on_gpu: whether trainers run on GPUs.
+        parameters: of the model. DeepSpeed takes memory for a whole bucket of gradients, however
+            few there are; with this, for no more than there are.
 
     Raises:
         ConfigError: the user's JSON cannot be read, or says otherwise than the run's own settings,
@@ -44,6 +51,9 @@ def deepspeed_config(settings: TrainSettings, *, on_gpu: bool) -> dict[str, Any]
     """
     runtime = settings.runtime
     generated = _generated(settings, on_gpu=on_gpu)
+    if parameters is not None:
+        bucket = min(MOST_IN_A_BUCKET, parameters)
+        generated["zero_optimization"]["reduce_bucket_size"] = bucket
     for key in ("offload_optimizer", "offload_parameters"):
         if getattr(runtime, key) == "nvme" and not on_gpu:
             raise ConfigError(f'runtime.{key} = "nvme": {NVME_NEEDS}')

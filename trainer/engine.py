@@ -84,7 +84,11 @@ class TrainingEngine:
             model=model,
             optimizer=optimizer,
             lr_scheduler=lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, factor),
-            config=deepspeed_config(settings, on_gpu=device == "cuda"),
+            config=deepspeed_config(
+                settings,
+                on_gpu=device == "cuda",
+                parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            ),
             dist_init_required=False,
         )
         self._bare_norm = torch.zeros(())

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from cluster.cli.command import Command, UsageError, positive
 
+MOST_ENTRIES = 1e14
+LEAST_HOST_GIB = 0.1
+
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -34,7 +37,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     on.add_argument("--gpus", type=_zero_or_more, metavar="N", help="in all (one node's)")
     on.add_argument("--gpus-per-node", type=positive, default=8, metavar="N", help="(8)")
     on.add_argument("--nodes", type=positive, metavar="N", help="(as many as hold the GPUs)")
-    on.add_argument("--host-gib", type=_above_0, metavar="GIB", help="memory of a node (1024)")
+    on.add_argument("--host-gib", type=_gib, metavar="GIB", help="memory of a node (1024)")
     on.add_argument("--cores", type=positive, metavar="N", help="of a node (96)")
     on.add_argument(
         "--network-gbps", type=_above_0, default=100.0, metavar="G", help="Gbit/s of a node (100)"
@@ -65,7 +68,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--local", action="store_true", help="a LocalMemory on a CPU, and nothing is trained"
     )
     how.add_argument(
-        "--batch", type=positive, default=64, metavar="B", help="queries of a search with --local"
+        "--batch", type=positive, metavar="B", help="queries of a search with --local (64)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON for other programs")
 
@@ -80,6 +83,13 @@ def _run(options: argparse.Namespace) -> int:
     configs = [word for word in options.words if "=" not in word]
     if len(configs) > 1:
         raise UsageError(f"{configs[1]}: give one CONFIG.toml, and overrides as key=value")
+    if options.batch is not None and not options.local:
+        raise UsageError(
+            f"--batch {options.batch} is of --local; where there are trainers a search is as large "
+            "as runtime.micro_batch_size=N says"
+        )
+    if options.local and (options.gpu is not None or options.gpus):
+        raise UsageError("--local plans a memory on a CPU: leave --gpu and --gpus out")
     question = ask(
         Options(
             config=Path(configs[0]) if configs else None,
@@ -110,7 +120,7 @@ def _run(options: argparse.Namespace) -> int:
             gpu=question.gpu,
             host=question.host,
             price=options.price_per_gpu_hour,
-            batch=options.batch if options.local else None,
+            batch=(options.batch or 64) if options.local else None,
         )
 
     plan = reckon(question.wanted)
@@ -128,8 +138,10 @@ def _count(text: str) -> int:
         number = float(text.replace("_", "").replace(",", ""))
     except ValueError:
         number = 0.0
-    if not 1 <= number < 1e15 or number != int(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    if not 1 <= number <= MOST_ENTRIES or number != int(number):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number from 1 to {MOST_ENTRIES:.0e}, such as 1e9"
+        )
     return int(number)
 
 
@@ -150,6 +162,15 @@ def _above_0(text: str) -> float:
         number = 0.0
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+def _gib(text: str) -> float:
+    number = _above_0(text)
+    if number < LEAST_HOST_GIB:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of at least {LEAST_HOST_GIB} (GiB)"
+        )
     return number
 
 

@@ -137,8 +137,9 @@ def _trainer_gpu(wanted: Wanted, gpu_bytes: int) -> Place:
         count=wanted.config.runtime.trainers,
         usable=int(gpu_bytes * (1 - RESERVE)),
         parts=_some(
-            Part(name="weights, gradients, optimizer", bytes=trainer[0].device),
-            Part(name="activations", bytes=trainer[1].device),
+            Part(name="weights, gradients, optimizer", bytes=trainer.state.device),
+            Part(name="gradients in reduction", bytes=trainer.buckets.device),
+            Part(name="activations", bytes=trainer.activations.device),
             Part(name="CUDA", bytes=sizes.CUDA_PROCESS_BYTES),
         ),
     )
@@ -146,7 +147,9 @@ def _trainer_gpu(wanted: Wanted, gpu_bytes: int) -> Place:
 
 def _shard_gpu(wanted: Wanted, shard: ShardBytes, gpu_bytes: int, *, refreshed: bool) -> Place:
     held = wanted.shards_per_gpu
-    staged = shard.keys.device + shard.rows.device + shard.codes.device + shard.tables
+    staged = shard.rows.device  # an edit's epoch shares the keys, not its list of rows
+    if refreshed:
+        staged += shard.keys.device + shard.codes.device + shard.tables
     return Place(
         name="GPU of shards",
         count=wanted.shard_gpus,
@@ -156,7 +159,7 @@ def _shard_gpu(wanted: Wanted, shard: ShardBytes, gpu_bytes: int, *, refreshed: 
             Part(name="ids, documents, marks", bytes=held * shard.rows.device),
             Part(name="index codes", bytes=held * shard.codes.device),
             Part(name="key tables", bytes=held * shard.tables),
-            Part(name="staging (refresh)", bytes=held * staged if refreshed else 0),
+            Part(name=_staging(refreshed), bytes=held * staged),
             Part(name="searching", bytes=held * shard.searching.device),
             Part(name="CUDA", bytes=held * shard.process.device),
         ),
@@ -171,9 +174,13 @@ def _node(wanted: Wanted, shard: ShardBytes, *, refreshed: bool) -> Place:
     codes += held * shard.codes.host
     # One file for all shards of the node; each epoch's weights have their own.
     tables = 0 if on_gpu else shard.tables
-    staging = keys + rows + codes + tables + held * shard.training.host
-    state, active = _trainer(wanted)
+    listed = rows + held * shard.shared_rows.host
+    staging = listed  # an edit's epoch shares the keys, not its list of rows
+    if refreshed:
+        staging += keys + codes + tables + held * shard.training.host
+    trainer = _trainer(wanted)
     trainers = 0 if wanted.trains_on_gpu else wanted.trainers_per_node
+    state = trainers * trainer.state.device + wanted.trainers_per_node * trainer.state.host
     tokens = sizes.tokens(wanted.rows, wanted.entry_tokens, wanted.vocabulary) * held
     name = "this process" if wanted.local else "node"
     return Place(
@@ -182,14 +189,15 @@ def _node(wanted: Wanted, shard: ShardBytes, *, refreshed: bool) -> Place:
         usable=int(wanted.machines.host_bytes * (1 - RESERVE)),
         parts=_some(
             Part(name="keys", bytes=keys),
-            Part(name="ids, documents, marks", bytes=rows + held * shard.shared_rows.host),
+            Part(name="ids, documents, marks", bytes=listed),
             Part(name="index codes", bytes=codes),
             Part(name="key tables", bytes=tables),
-            Part(name="staging (refresh)", bytes=staging if refreshed else 0),
+            Part(name=_staging(refreshed), bytes=staging),
             Part(name="searching", bytes=near * shard.searching.device),
             Part(name="shards' processes", bytes=held * shard.process.host),
-            Part(name="weights, gradients, optimizer", bytes=trainers * state.device),
-            Part(name="activations", bytes=trainers * active.device),
+            Part(name="weights, gradients, optimizer", bytes=state),
+            Part(name="gradients in reduction", bytes=trainers * trainer.buckets.device),
+            Part(name="activations", bytes=trainers * trainer.activations.device),
             Part(
                 name="trainers' processes",
                 bytes=wanted.trainers_per_node * sizes.TRAINER_PROCESS_BYTES,
@@ -200,17 +208,34 @@ def _node(wanted: Wanted, shard: ShardBytes, *, refreshed: bool) -> Place:
     )
 
 
-def _trainer(wanted: Wanted) -> tuple[Where, Where]:
-    """(state, activations) of one trainer, on its device."""
+@dataclass(frozen=True, kw_only=True)
+class TrainerBytes:
+    """Of one trainer, on its device; what is offloaded, on the host."""
+
+    state: Where
+    buckets: Where
+    activations: Where
+
+
+def _trainer(wanted: Wanted) -> TrainerBytes:
     if wanted.local:
-        return Where(), Where()
+        return TrainerBytes(state=Where(), buckets=Where(), activations=Where())
     config, model = wanted.config, wanted.model
     runtime = config.runtime
+    parameters = count_parameters(model)
     state = sizes.trainer_state(
-        count_parameters(model),
+        parameters,
         zero_stage=runtime.zero_stage,
         precision=runtime.precision,
         trainers=runtime.trainers,
+        offload_optimizer=runtime.offload_optimizer,
+        offload_parameters=runtime.offload_parameters,
+    )
+    buckets = sizes.gradient_buckets(
+        parameters,
+        zero_stage=runtime.zero_stage,
+        precision=runtime.precision,
+        on_gpu=wanted.trains_on_gpu,
     )
     active = sizes.activations(
         model,
@@ -221,7 +246,11 @@ def _trainer(wanted: Wanted) -> tuple[Where, Where]:
         precision=runtime.precision,
         recomputed=runtime.activation_checkpointing,
     )
-    return state, active
+    return TrainerBytes(state=state, buckets=buckets, activations=active)
+
+
+def _staging(refreshed: bool) -> str:
+    return "staging (refresh)" if refreshed else "staging (an edit)"
 
 
 def _some(*parts: Part) -> tuple[Part, ...]:

@@ -5,6 +5,7 @@ A plan that does not fit says what is lacking; `nearest` finds what would fit.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from cluster.planning.memory_parts import Place, places
@@ -140,6 +141,15 @@ def _problems(wanted: Wanted, where: tuple[Place, ...]) -> tuple[Problem, ...]:
                 lacking=gpus / max(1, machines.gpus) - 1,
             )
         )
+    share = config.runtime.gpus_per_trainer + config.memory.gpus_per_shard
+    if wanted.shares_gpus and share > 1 + 1e-9:
+        found.append(
+            Problem(
+                what=f"runtime.gpus_per_trainer and memory.gpus_per_shard are {share:g} of a GPU: "
+                "a trainer and a shard cannot share one; make the two 1 at most",
+                lacking=share - 1,
+            )
+        )
     cores = machines.cores * machines.nodes
     if not wanted.local and (cpus := cpus_needed(config)) > cores:
         found.append(
@@ -172,6 +182,14 @@ def _warnings(
             f"a refresh takes {refresh.seconds:,.0f} s, but one is due every "
             f"{refresh.every_s:,.0f} s: keys are renewed every "
             f"{memory.refresh_every_steps * refresh.share:,.0f} steps instead"
+        )
+    if memory.refresh == "off" and not wanted.local:
+        found.append("memory.refresh = off: keys stay those of the start, whatever is learned")
+    idle = wanted.machines.gpus - math.ceil(gpus_needed(wanted.config, "cuda"))
+    if wanted.trains_on_gpu and idle > 0:
+        found.append(
+            f"{idle} of {wanted.machines.gpus} GPUs have nothing to do, and are paid for: give "
+            "more runtime.trainers or memory.shards, or fewer --gpus"
         )
     if memory.replicas > wanted.machines.nodes:
         found.append(

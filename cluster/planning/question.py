@@ -76,6 +76,12 @@ def ask(options: Options) -> Question:
     gpu, host = _rates(options, known)
     machines = _machines(options, known, gpu)
     config = _config(options, machines)
+    if config.memory.server and not options.local:
+        raise ValueError(
+            f"memory.server = {config.memory.server!r}: the shards are that server's, and others "
+            "may ask it, too; plan them with the configuration that it was started with, and leave "
+            "memory.server out (memory.server=)"
+        )
     content = _content(options, config)
     wanted = Wanted(
         config=config,

@@ -20,6 +20,7 @@ from memory_server.index.row_groups import (
 from memory_server.keys.key_codes import DECODED_NUMBERS, TORCH_DTYPES
 from model.config import PlugLMConfig
 from model.key_tables import has_tables, tables_bytes
+from trainer.deepspeed_config import MOST_IN_A_BUCKET
 
 GIB = 1 << 30
 # A process that has imported torch and what a shard needs: its own, and the libraries' pages, which
@@ -134,16 +135,43 @@ def searching(rows: int, width: int, dtype: str, batch: int, *, on_gpu: bool) ->
     return Where(device=4 * (scores + maxima + decoded + pairs))
 
 
-def trainer_state(parameters: int, *, zero_stage: int, precision: str, trainers: int) -> Where:
+def trainer_state(
+    parameters: int,
+    *,
+    zero_stage: int,
+    precision: str,
+    trainers: int,
+    offload_optimizer: str = "none",
+    offload_parameters: str = "none",
+) -> Where:
     """TrainingEngine: weights and gradients in the number format, master weights in float32 and
-    AdamW's or LAMB's two moments; what the ZeRO stage deals out is divided by the trainers."""
+    AdamW's or LAMB's two moments; what the ZeRO stage deals out is divided by the trainers. What is
+    offloaded to "cpu" is on the host, to "nvme" on neither."""
     number = 4 if precision == "fp32" else 2
     # Stage 0 in float32 is not wrapped: it keeps no second copy of the weights.
     master = 0 if precision == "fp32" and zero_stage == 0 else 4
     optimizer = master + 8
     dealt = [0, optimizer, optimizer + number, optimizer + 2 * number][zero_stage]
     whole = 2 * number + optimizer - dealt
-    return Where(device=parameters * whole + -(-parameters * dealt // trainers))
+    moved, host = 0, 0
+    for what, each in ((offload_optimizer, optimizer), (offload_parameters, number)):
+        if what != "none":
+            moved += each
+            host += each if what == "cpu" else 0
+    return Where(
+        device=parameters * whole + -(-parameters * (dealt - moved) // trainers),
+        host=-(-parameters * host // trainers),
+    )
+
+
+def gradient_buckets(parameters: int, *, zero_stage: int, precision: str, on_gpu: bool) -> Where:
+    """deepspeed_config: where gradients are put together to be reduced; on a GPU one is filled
+    while another is sent."""
+    if not zero_stage:
+        return Where()
+    number = 4 if precision == "fp32" else 2
+    both = 2 if on_gpu and zero_stage < 3 else 1
+    return Where(device=both * number * min(MOST_IN_A_BUCKET, parameters))
 
 
 def activations(

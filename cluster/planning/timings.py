@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from cluster.planning import sizes
 from cluster.planning.gpu_presets import training_share
-from cluster.planning.rates import ApproximateLine, Rates, build_units, direct_units
+from cluster.planning.rates import WIDTH, ApproximateLine, Rates, build_units, direct_units
 from cluster.planning.wanted import Wanted
+from memory_server.index.flat_index import QUERY_BLOCK
 from memory_server.keys.key_sources import tables_pay_from
-from memory_server.wire.fan_out import groups_of
+from memory_server.wire.fan_out import default_fan_in, groups_of
 from model import KeyEncoderFactory
 from model.key_tables import has_tables
 from trainer.build import count_parameters
 
-FAN_IN = 16  # RayMemory's own
 JOINED_QUERIES = 4096  # of several searches that a shard answers as one (SearchServer's own)
 # A call of two shards that compute nothing takes 1.6 ms at batch 32 (benchmarks/transport.py);
 # each further group that is asked is assumed to take the client a tenth of a millisecond.
@@ -107,9 +107,9 @@ def shard_rates(wanted: Wanted, gpu: Rates | None, host: Rates) -> Rates:
 
 
 def search_times(wanted: Wanted, rates: Rates, *, batch: int | None = None) -> SearchTimes:
-    """Of a trainer's micro-batch, or of another batch."""
+    """Of what a trainer asks at once, or of another batch."""
     config = wanted.config
-    count = batch or config.micro_batch_size
+    count = batch or queries_per_search(wanted)
     # Shards that share a GPU take turns.
     turns = wanted.shards_per_gpu if wanted.shards_on_gpu else 1
     shard_s = turns * _answer_s(wanted, rates, count)
@@ -124,11 +124,12 @@ def search_times(wanted: Wanted, rates: Rates, *, batch: int | None = None) -> S
             pass_s=shard_s + LOCAL_CALL_S,
             by=_most(wanted, rates, count),
         )
-    groups = len(groups_of(config.memory.shards, FAN_IN))
+    groups = len(groups_of(config.memory.shards, default_fan_in(config.memory.replicas)))
     call_s = CALL_S + PER_GROUP_S * groups
     trainers = config.runtime.trainers
-    everybody = count * trainers / config.memory.replicas  # queries that one replica answers
-    joined = math.ceil(min(everybody, max(JOINED_QUERIES, count)))
+    # Queries that the busiest replica answers: a search goes to one, whole.
+    everybody = count * math.ceil(trainers / config.memory.replicas)
+    joined = min(everybody, max(JOINED_QUERIES, count))
     busy_s = turns * math.ceil(everybody / joined) * _answer_s(wanted, rates, joined)
     network_s = _network_s(wanted, count, groups, trainers=1)
     crowded_s = _network_s(wanted, count, groups, trainers=wanted.trainers_per_node)
@@ -165,15 +166,17 @@ def step_times(
     reduce_s = 0.0
     if wanted.machines.nodes > 1:
         # A ring over the nodes sends and receives every gradient twice; from stage 2 on each pass.
+        # Stage 3 gathers the weights forward and backward besides, where it reduces gradients once.
         often = passes if runtime.zero_stage >= 2 else 1
+        rounds = 3 if runtime.zero_stage == 3 else 2
         size = count_parameters(model) * (4 if runtime.precision == "fp32" else 2)
-        reduce_s = often * 2 * size / wanted.machines.network_bytes_per_s
-    waiting_s = passes * layers * search.pass_s
-    chunks = runtime.retrieval_chunks
-    if chunks > 1 and model.query_norm != "batch":
-        # While one piece searches the others compute, as far as there is enough to compute.
-        hidden_s = min(waiting_s, compute_s) * (chunks - 1) / chunks
-        waiting_s -= hidden_s
+        reduce_s = often * rounds * size / wanted.machines.network_bytes_per_s
+    chunks = _chunks(wanted)
+    waiting_s = passes * layers * chunks * search.pass_s
+    if chunks > 1:
+        # While one piece searches, others run the layers below: forward, a third of the whole.
+        below = 1 - layers / model.num_hidden_layers
+        waiting_s -= min(waiting_s, compute_s / 3 * below) * (chunks - 1) / chunks
     sync_s = refresh_s / memory.refresh_every_steps if memory.refresh == "sync" else 0.0
     return StepTimes(
         compute_s=compute_s,
@@ -184,6 +187,16 @@ def step_times(
         flops=flops,
         given=wanted.step_s is not None,
     )
+
+
+def _chunks(wanted: Wanted) -> int:
+    """Pieces of a pass, each with a search of its own, of which some hide others."""
+    return 1 if wanted.model.query_norm == "batch" else wanted.config.runtime.retrieval_chunks
+
+
+def queries_per_search(wanted: Wanted) -> int:
+    """Of a trainer's search: of its micro-batch, or of one piece of it."""
+    return -(-wanted.config.micro_batch_size // _chunks(wanted))
 
 
 def step_flops(wanted: Wanted) -> float:
@@ -278,9 +291,10 @@ def _most(wanted: Wanted, rates: Rates, batch: int) -> str:
     if wanted.approximate:
         return "scanning lists"
     line, rows = rates.search[wanted.config.memory.key_dtype], wanted.rows
+    wide = wanted.config.model.key_size / WIDTH
     by = {
-        "reading the keys": rows * line.per_row_s,
-        "products of keys and queries": rows * batch * line.per_pair_s,
+        "reading the keys": rows * -(-batch // QUERY_BLOCK) * line.per_row_s * wide,
+        "products of keys and queries": rows * batch * line.per_pair_s * wide,
         "what each query takes beside the scan": batch * line.per_query_s,
         "what a search takes whatever its size": line.fixed_s,
     }
@@ -288,11 +302,19 @@ def _most(wanted: Wanted, rates: Rates, batch: int) -> str:
 
 
 def _network_s(wanted: Wanted, batch: int, groups: int, *, trainers: int) -> float:
-    """Queries out (float16 and an exponent), hits in: ids, documents, scores, tokens."""
-    config = wanted.config
-    out = batch * (2 * config.model.key_size + 2) * groups
-    token = 2 if wanted.vocabulary <= 1 << 16 else 4
-    back = batch * config.memory.top_k * (20 + token * wanted.entry_tokens) * groups
-    if wanted.machines.nodes == 1:
+    """Queries out (float16 and an exponent), hits in: ids, documents, scores, tokens. A group's
+    relay has the same from its other members, on the nodes of shards.
+
+    Args:
+        trainers: of the node, that all ask; 1: nobody else asks.
+    """
+    config, machines = wanted.config, wanted.machines
+    if machines.nodes == 1:
         return 0.0
-    return trainers * max(out, back) / wanted.machines.network_bytes_per_s
+    out = batch * (2 * config.model.key_size + 2)
+    token = 2 if wanted.vocabulary <= 1 << 16 else 4
+    back = batch * config.memory.top_k * (20 + token * wanted.entry_tokens)
+    members = config.memory.shards - groups
+    asked = trainers if trainers == 1 else config.runtime.trainers
+    relayed = asked * members / (min(groups, machines.nodes) if asked == 1 else machines.nodes)
+    return (trainers * groups + relayed) * max(out, back) / machines.network_bytes_per_s

@@ -9,6 +9,7 @@ from typing import Any
 from cluster.config import PretrainConfig
 from memory_server.index.base import IndexSettings
 from memory_server.index.factory import FLAT
+from memory_server.index.faiss_presets import inverted_lists
 from model.config import PlugLMConfig
 from trainer.build import model_config
 
@@ -77,6 +78,12 @@ class Wanted:
         if shards > self.entries:
             raise ValueError(
                 f"memory.shards = {shards}: must be at most the {self.entries:,} entries"
+            )
+        lists = inverted_lists(self.config.memory.index)
+        if lists > self.rows:
+            raise ValueError(
+                f"memory.index = {self.config.memory.index!r}: has {lists:,} lists for the "
+                f"{self.rows:,} entries of a shard; give at most as many lists as entries"
             )
         longest = max(self.sequence_tokens, self.entry_tokens)
         if longest > self.config.model.max_positions:

@@ -56,6 +56,19 @@ def test_communication_overlaps_only_where_there_are_streams() -> None:
     assert not deepspeed_config(settings(), on_gpu=False)["zero_optimization"]["overlap_comm"]
 
 
+def test_a_bucket_of_gradients_is_no_larger_than_the_model(tmp_path: Path) -> None:
+    def bucket(given: TrainSettings, parameters: int | None) -> int | None:
+        made = deepspeed_config(given, on_gpu=True, parameters=parameters)
+        size: int | None = made["zero_optimization"].get("reduce_bucket_size")
+        return size
+
+    assert bucket(settings(), 35_000_000) == 35_000_000
+    assert bucket(settings(), 3_000_000_000) == 500_000_000
+    assert bucket(settings(), None) is None
+    own = own_json(tmp_path, '{"zero_optimization": {"reduce_bucket_size": 1000}}')
+    assert bucket(own, 35_000_000) == 1000
+
+
 def test_a_users_json_is_merged_over_the_generated_one(tmp_path: Path) -> None:
     own = {
         "zero_optimization": {"stage": 2, "reduce_bucket_size": 1000},

@@ -79,10 +79,64 @@ def test_replicas_take_as_many_gpus_as_there_are_of_them(capsys: Capture) -> Non
     assert any(proposal["change"] == "memory.replicas=1" for proposal in told["proposals"])
 
 
-def test_without_a_refresh_nothing_is_staged(capsys: Capture) -> None:
+def test_without_a_refresh_an_edit_is_staged_and_keys_are_never_renewed(capsys: Capture) -> None:
     told = planned([*BILLION, "--gpus", "64", "memory.refresh=off"], capsys)
-    assert "staging (refresh)" not in place(told, "GPU of shards")["bytes"]
+    held = place(told, "GPU of shards")["bytes"]
+    assert "staging (refresh)" not in held
+    assert held["staging (an edit)"] == held["ids, documents, marks"]
     assert "refresh" not in told
+    assert any("keys stay those of the start" in warning for warning in told["warnings"])
+
+
+def base(capsys: Capture, *words: str) -> dict[str, Any]:
+    config = str(preset("pluglm-base"))
+    told = planned([config, "--entries", "2e7", "--gpu", "A100-80", "--gpus", "8", *words], capsys)
+    return told
+
+
+def test_a_search_goes_to_one_replica_whole(capsys: Capture) -> None:
+    one = ["runtime.trainers=1", "optim.batch_size=128", "memory.gpus_per_shard=0"]
+    for replicas in (1, 2):
+        search = base(capsys, *one, f"memory.replicas={replicas}")["search"]
+        assert search["joined"] == 128
+        assert search["pass_s"] >= search["alone_s"]
+    eight = [base(capsys, f"memory.replicas={n}", "memory.gpus_per_shard=0") for n in (1, 2)]
+    assert [told["search"]["joined"] for told in eight] == [1024, 512]
+
+
+def test_pieces_of_a_pass_are_hidden_behind_the_layers_below_alone(capsys: Capture) -> None:
+    whole, pieces = (
+        base(capsys, "model.query_norm=layer", f"runtime.retrieval_chunks={n}")["step"]
+        for n in (1, 4)
+    )
+    forward = whole["compute_s"] / 3 * 11 / 12
+    assert pieces["waiting_s"] > whole["waiting_s"] - forward
+    batch = base(capsys, "model.query_norm=batch", "runtime.retrieval_chunks=4")["step"]
+    assert batch["waiting_s"] == pytest.approx(whole["waiting_s"])
+
+
+def test_what_zero_sends_and_what_is_offloaded_is_counted(capsys: Capture) -> None:
+    two, three, moved = (
+        base(capsys, "--nodes", "8", "--gpus-per-node", "1", f"runtime.zero_stage={stage}", *more)
+        for stage, more in ((2, []), (3, []), (2, ["runtime.offload_optimizer=cpu"]))
+    )
+    assert three["step"]["reduce_s"] == pytest.approx(1.5 * two["step"]["reduce_s"])
+    name = "weights, gradients, optimizer"
+    gpu, node = "GPU of a trainer and shards", "node"
+    assert place(moved, gpu)["bytes"][name] < place(two, gpu)["bytes"][name]
+    assert name not in place(two, node)["bytes"]
+    assert place(moved, node)["bytes"][name] > 0
+    buckets = place(two, gpu)["bytes"]["gradients in reduction"]
+    assert buckets == 2 * place(three, gpu)["bytes"]["gradients in reduction"]
+
+
+def test_gpus_without_work_are_told(capsys: Capture) -> None:
+    told = base(capsys, "--gpus", "64")
+    assert any("56 of 64 GPUs have nothing to do" in warning for warning in told["warnings"])
+    words = [str(preset("pluglm-base")), "--entries", "2e7", "--gpu", "A100-80", "--gpus", "8"]
+    told = planned([*words, "runtime.gpus_per_trainer=0.8", "memory.gpus_per_shard=0.5"], capsys,
+                   code=1)  # fmt: skip
+    assert any("cannot share one" in problem for problem in told["problems"])
 
 
 def test_tokens_beyond_the_page_cache_are_a_warning(capsys: Capture) -> None:
@@ -145,7 +199,13 @@ def test_a_person_is_told_parts_times_and_the_bottleneck(capsys: Capture) -> Non
     ("words", "said"),
     [
         ([], "--entries is missing: give how many entries"),
-        (["--entries", "0.5"], "'0.5' is not a whole number of 1 or more"),
+        (["--entries", "0.5"], "'0.5' is not a whole number from 1 to 1e+14"),
+        (["--entries", "1e15"], "'1e15' is not a whole number from 1 to 1e+14"),
+        ([*BILLION, "--gpus", "8", "--batch", "3"], "--batch 3 is of --local"),
+        ([*BILLION, "--local"], "--local plans a memory on a CPU"),
+        (["--entries", "1e6", "--host-gib", "1e-9"], "at least 0.1 (GiB)"),
+        (["--entries", "1e6", "memory.server=wiki"], "memory.server = 'wiki': the shards are that"),
+        (["--entries", "1e6", "memory.index=IVF99999999,Flat"], "has 99,999,999 lists for the"),
         (["--entries", "1e9", "--gpu", "H10", "--gpus", "4"], "did you mean H100-80"),
         (["--entries", "1e9", "--gpus", "4"], "--gpus 4: say of which kind"),
         (["--entries", "1e9", "--network-gbps", "0"], "'0' is not a number above 0"),

@@ -87,7 +87,7 @@ def row(told: dict[str, Any]) -> str:
 
 def test_the_document_shows_what_the_command_prints() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert text.count("$ pluglm plan") == 2
+    assert text.count("$ pluglm plan") == 3
     assert rewritten(text) == text
 
 
