@@ -23,12 +23,13 @@ from cluster.doctor.findings import (
     of_paths,
     of_versions,
 )
+from cluster.doctor.open_files import of_open_files, open_files_needed
 from cluster.doctor.reduce import all_reduce
 from cluster.errors import LaunchError
 from cluster.ray_session import ray_session
 from cluster.recovery import first_line
 from memory_server.errors import MemoryServerError
-from trainer.build import count_parameters
+from model import PlugLMConfig, PlugLMForMaskedLM, is_key_weight
 from trainer.checkpoint import committed_checkpoints
 from trainer.corpus.errors import CorpusError
 from trainer.corpus.remote import absolute, is_url
@@ -36,8 +37,6 @@ from trainer.settings import ConfigError
 
 _FACTS_TIMEOUT_S = 120.0
 _LOOK_EVERY_S = 1.0
-# Weights and two moments in float32, and the key weights once more.
-_CHECKPOINT_BYTES_PER_WEIGHT = 13
 
 
 def examine(
@@ -54,13 +53,14 @@ def examine(
     read_only: set[str] = set()
     if config is not None:
         yield from _of_run(config, needed, read_only)
+    files = open_files_needed(config) if config is not None else 0
     with _tokens(list(needed)) as token:
         places = Places(needed=needed, read_only=frozenset(read_only), token=token)
         if not address:
             facts = read_facts(places.paths, token_name=token)
-            yield from _of_nodes([facts], places)
+            yield from _of_nodes([facts], places, files)
         else:
-            yield from _of_cluster(config, address, nodes, wait_s, places)
+            yield from _of_cluster(config, address, nodes, wait_s, places, files)
     yield all_reduce("gloo")
     if torch.cuda.is_available() and torch.cuda.device_count() > 1:
         yield all_reduce("nccl")
@@ -81,10 +81,10 @@ def _of_run(
     except (ConfigError, CorpusError, LaunchError, MemoryServerError, OSError) as error:
         yield Finding(grade="problem", what=str(error), fix="a run would be refused with this")
         return
-    weights = count_parameters(shape)
+    weights, checkpoint_bytes = _of_a_checkpoint(shape)
     # One more than are kept is on the disk while it is written; what a run left is there already.
     more = max(1, config.checkpoint.keep + 1 - len(committed_checkpoints(run_dir)))
-    needed[place] = weights * _CHECKPOINT_BYTES_PER_WEIGHT * more
+    needed[place] = checkpoint_bytes * more
     sources = (*config.data.corpora, str(source.store))
     read_only.update(absolute(place) for place in sources if not is_url(place))
     yield Finding(
@@ -92,8 +92,23 @@ def _of_run(
     )
 
 
-def _of_nodes(nodes: Sequence[NodeFacts], places: Places) -> Iterator[Finding]:
+def _of_a_checkpoint(shape: PlugLMConfig) -> tuple[int, int]:
+    """(weights of a model, bytes of its checkpoint): weights and two moments in float32, and those
+    that made the memory's keys once more."""
+    with torch.device("meta"):
+        model = PlugLMForMaskedLM(shape)
+    weights = sum(weight.numel() for weight in model.parameters())
+    of_keys = sum(
+        weight.numel()
+        for name, weight in model.base_model.named_parameters()
+        if is_key_weight(name, shape)
+    )
+    return weights, 12 * weights + 4 * of_keys
+
+
+def _of_nodes(nodes: Sequence[NodeFacts], places: Places, files: int) -> Iterator[Finding]:
     yield from of_machines(nodes)
+    yield from of_open_files(nodes, files)
     yield from of_versions(nodes)
     yield from of_paths(nodes, places)
 
@@ -104,6 +119,7 @@ def _of_cluster(
     nodes: int,
     wait_s: float,
     places: Places,
+    files: int,
 ) -> Iterator[Finding]:
     import ray
 
@@ -133,7 +149,7 @@ def _of_cluster(
                 )
             if facts:
                 yield from of_clocks(facts, clocks)
-                yield from _of_nodes(facts, places)
+                yield from _of_nodes(facts, places, files)
             answered = {fact.node_id for fact in facts}
             there = [n for n in ray.nodes() if n["NodeID"] in answered]  # type: ignore[no-untyped-call]
             yield from all_reduce_across(there, timeout_s=_FACTS_TIMEOUT_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import shutil
 import socket
 import time
@@ -17,6 +18,8 @@ PACKAGES = (
     "pyzmq",
 )  # fmt: skip
 FAISS = ("faiss-cpu", "faiss-gpu-cu12")
+_RAY_RAISES_TO = 65_536
+_ENDLESS = 1 << 31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ class NodeFacts:
         gpus: names of the GPUs that torch sees here.
         cpus: that this process may use. ram_bytes: of the machine, or of its container.
         shm_bytes: free in /dev/shm; -1 where there is none.
+        open_files: files and sockets that a process may have open.
         clock: of `time.time`, when it answered.
         paths: that were asked for.
     """
@@ -57,6 +61,7 @@ class NodeFacts:
     cpus: int
     ram_bytes: int
     shm_bytes: int
+    open_files: int
     clock: float
     paths: tuple[PathFacts, ...] = field(default=())
 
@@ -67,6 +72,7 @@ def read_facts(paths: Sequence[str] = (), *, token_name: str = "", node_id: str 
     Args:
         paths: directories that the run uses.
         token_name: of a file in them that another node may have written.
+        node_id: Ray's, whose task this is; empty: no Ray runs yet.
     """
     import psutil
     import torch
@@ -84,9 +90,20 @@ def read_facts(paths: Sequence[str] = (), *, token_name: str = "", node_id: str 
         else os.cpu_count() or 1,
         ram_bytes=int(psutil.virtual_memory().total),
         shm_bytes=shutil.disk_usage(shm).free if shm.is_dir() else -1,
+        open_files=_open_files(in_ray=bool(node_id)),
         clock=time.time(),
         paths=tuple(_path_facts(path, token_name) for path in paths),
     )
+
+
+def _open_files(*, in_ray: bool) -> int:
+    """The limit of this process. A Ray that a run starts for itself raises it, `ray start` does
+    not."""
+    soft, hard = (
+        _ENDLESS if limit == resource.RLIM_INFINITY else min(limit, _ENDLESS)
+        for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    return soft if in_ray else max(soft, min(hard, _RAY_RAISES_TO))
 
 
 def _version(name: str) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.cli import main
+from cluster.config import load_config
 from cluster.doctor.facts import FAISS, PACKAGES, NodeFacts, PathFacts, read_facts
 from cluster.doctor.findings import (
     Finding,
@@ -19,7 +21,10 @@ from cluster.doctor.findings import (
     of_paths,
     of_versions,
 )
+from cluster.doctor.open_files import PER_CONNECTION, of_open_files, open_files_needed
 from cluster.doctor.reduce import all_reduce
+from memory_server.wire.search_client import Lanes
+from memory_server.wire.shared_socket import SharedSocket
 from tests.cluster.tiny_run import TinyRun
 
 HERE = PathFacts(path="/runs", exists=True, writable=True, free_bytes=10 << 30, token="t")
@@ -35,6 +40,7 @@ def node(host: str, **options: object) -> NodeFacts:
         cpus=8,
         ram_bytes=64 << 30,
         shm_bytes=8 << 30,
+        open_files=65_536,
         clock=1000.0,
         paths=(HERE,),
     )
@@ -57,6 +63,7 @@ def test_equal_nodes_are_well() -> None:
     assert grades(of_versions(nodes)) == ["ok"]
     assert grades(of_machines(nodes)) == ["ok"]
     assert grades(of_clocks(nodes, [1000.4, 999.9])) == ["ok"]
+    assert grades(of_open_files(nodes, 5_000)) == ["ok"]
     assert grades(of_paths(nodes, places(needed={"/runs": 1 << 30}))) == ["ok"]
 
 
@@ -119,12 +126,62 @@ def test_unlike_machines_and_small_shared_memory_are_a_warning() -> None:
     assert "/dev/shm" in small.what
 
 
+def test_too_few_open_files_are_found_before_searches_run_out_of_them(tiny_run: TinyRun) -> None:
+    few = [node("a"), node("b", open_files=1024)]
+    bad = one_bad(of_open_files(few, 4_736), "problem")
+    assert "b: a process may have 1,024" in bad.what
+    assert "4,736" in bad.what
+    assert "ulimit -n" in bad.fix
+    assert "Ray asks for 4,096" in one_bad(of_open_files(few, 600), "warning").what
+
+    def needed(*overrides: str) -> int:
+        return open_files_needed(load_config(tiny_run.run / "config.toml", overrides))
+
+    many = ("memory.shards=256", "memory.replicas=2", "runtime.trainers=1")
+    # 256 shards, two replicas, four descriptors each, for the two threads that may search.
+    assert needed(*many) > 4096
+    assert needed(*many, "runtime.retrieval_chunks=4") > 2 * 4096
+    assert needed("memory.shards=8") < 1024
+    assert needed("memory.server=wiki", "cluster.address=auto") == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts them as Linux tells them")
+def test_a_connection_to_a_shard_takes_as_many_descriptors_as_is_reckoned() -> None:
+    servers = [
+        SharedSocket("127.0.0.1", max_message_bytes=1 << 10, handle=lambda frames: None)
+        for _ in range(9)
+    ]
+    lanes = Lanes()
+    try:
+        with lanes.borrow(lambda: [server.endpoint for server in servers]) as lane:
+            lane.send(servers[0].endpoint, [b"x"])  # makes what all connections have in common
+            before = opened_when_quiet()
+            for server in servers[1:]:
+                lane.send(server.endpoint, [b"x"])
+            # The servers are in this process: each has one for its end of the connection.
+            assert opened_when_quiet() == before + 8 * (PER_CONNECTION + 1)
+    finally:
+        lanes.close()
+        for server in servers:
+            server.close()
+
+
+def opened_when_quiet() -> int:
+    """How many descriptors this process has, once connections are no longer being made."""
+    seen: list[int] = []
+    while len(seen) < 4 or len(set(seen[-4:])) > 1:
+        seen.append(sum(1 for _ in Path("/proc/self/fd").iterdir()))
+        time.sleep(0.05)
+    return seen[-1]
+
+
 def test_a_node_tells_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "name").write_text("name")
     missing = tmp_path / "not" / "yet"
     facts = read_facts([str(tmp_path), str(missing)], token_name="name", node_id="n")
     assert facts.versions["torch"]
     assert facts.cpus >= 1
+    assert read_facts().open_files >= facts.open_files >= 1  # Ray would raise it
     there, absent = facts.paths
     assert (there.exists, there.writable, there.token) == (True, True, "name")
     assert (absent.exists, absent.writable, absent.token) == (False, True, None)
