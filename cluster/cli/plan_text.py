@@ -120,6 +120,9 @@ def _times(plan: Plan) -> list[tuple[str, str]]:
                 f"{min(100, 100 * refresh.share):.0f} % of the time"
             )
         rows.append(("refresh", said))
+    rows.append(
+        ("start", f"{_time(plan.start_s)} until a shard answers, or is back when it was lost")
+    )
     if plan.cost is not None:
         cost = plan.cost
         rows.append(
@@ -199,6 +202,7 @@ def plan_as_json(plan: Plan, proposals: Sequence[Proposal] = ()) -> dict[str, An
             for place in plan.places
         ],
         "search": asdict(plan.search),
+        "start_s": plan.start_s,
     }
     if plan.step is not None:
         told["step"] = asdict(plan.step) | {

@@ -6,6 +6,7 @@ A plan that does not fit says what is lacking; `nearest` finds what would fit.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from cluster.planning.memory_parts import Place, places
@@ -14,6 +15,7 @@ from cluster.planning.timings import (
     RefreshTimes,
     SearchTimes,
     StepTimes,
+    approximate_line,
     refresh_times,
     search_times,
     shard_rates,
@@ -23,6 +25,8 @@ from cluster.planning.wanted import Wanted
 from cluster.resources import cpus_needed, gpus_needed
 
 GIB = 1 << 30
+PROCESS_START_S = 1.5  # to import, and to open a store (benchmarks/memory_at_size.py, resume)
+FAR = 10  # times as many entries as were measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,11 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that is told. `search`, `step`, `refresh` and `cost` are None where they do not apply."""
+    """All that is told. `step`, `refresh` and `cost` are None where they do not apply.
+
+    Attributes:
+        start_s: until a shard answers: after it was begun, and after it was lost and came back.
+    """
 
     wanted: Wanted
     gpu: Rates | None
@@ -54,6 +62,7 @@ class Plan:
     search: SearchTimes
     step: StepTimes | None
     refresh: RefreshTimes | None
+    start_s: float
     cost: Cost | None
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...]
@@ -104,6 +113,8 @@ def make_plan(
         if refreshed:
             refresh = refresh_times(wanted, rates, host, step_s=step.seconds, cached=cached)
     problems = _problems(wanted, where)
+    anew = refresh_times(wanted, rates, host, step_s=0.0, cached=False)
+    start_s = PROCESS_START_S + anew.seconds
     return Plan(
         wanted=wanted,
         gpu=gpu,
@@ -112,10 +123,12 @@ def make_plan(
         search=search,
         step=step,
         refresh=refresh,
+        start_s=start_s,
         cost=None if step is None or price is None else _cost(wanted, step, price),
         problems=problems,
         warnings=(
             *_warnings(wanted, node, refresh, cached=cached),
+            *_beyond(wanted, rates, start_s),
             *([_of_exact_search(wanted, gpu, host, batch)] if wanted.approximate else []),
         ),
         bottleneck=_bottleneck(search, step, refresh, problems),
@@ -196,6 +209,23 @@ def _warnings(
             f"{memory.replicas} replicas on {wanted.machines.nodes} nodes: two of a shard share one"
         )
     return tuple(found)
+
+
+def _beyond(wanted: Wanted, rates: Rates, start_s: float) -> Iterator[str]:
+    """What is longer than the settings wait, or larger than anything that was measured."""
+    memory = wanted.config.memory
+    if not wanted.local and memory.replicas == 1 and start_s > memory.deadline_s:
+        yield (
+            f"a shard that is lost answers again after {start_s:,.0f} s, but searches wait "
+            f"memory.deadline_s = {memory.deadline_s:g} s for it, and training then starts again "
+            "from a checkpoint: raise it, or give memory.replicas=2, or more shards"
+        )
+    line = approximate_line(wanted, rates)
+    if line is not None and wanted.rows > FAR * line.entries:
+        yield (
+            f"the index's times are those of {line.entries:,} entries, extrapolated to "
+            f"{wanted.rows:,} a shard: a guess"
+        )
 
 
 def _of_exact_search(wanted: Wanted, gpu: Rates | None, host: Rates, batch: int | None) -> str:

@@ -130,6 +130,22 @@ def test_what_zero_sends_and_what_is_offloaded_is_counted(capsys: Capture) -> No
     assert buckets == 2 * place(three, gpu)["bytes"]["gradients in reduction"]
 
 
+def test_a_shard_that_is_back_too_late_is_told(capsys: Capture) -> None:
+    words = [*BILLION, "--gpus", "64", "memory.deadline_s=5"]
+    told = planned(words, capsys)
+    assert told["start_s"] > told["refresh"]["seconds"]
+    assert any("memory.deadline_s = 5 s" in warning for warning in told["warnings"])
+    told = planned([*words, "memory.replicas=2"], capsys)
+    assert not any("memory.deadline_s" in warning for warning in told["warnings"])
+
+
+def test_what_is_far_from_all_that_was_measured_is_told(capsys: Capture) -> None:
+    words = ["--gpu", "H100-80", "--gpus", "8", "--shards-on", "host", "memory.index=pq"]
+    for entries, far in (("1e6", False), ("1e9", True)):
+        told = planned(["--entries", entries, *words], capsys)
+        assert any("a guess" in warning for warning in told["warnings"]) == far
+
+
 def test_gpus_without_work_are_told(capsys: Capture) -> None:
     told = base(capsys, "--gpus", "64")
     assert any("56 of 64 GPUs have nothing to do" in warning for warning in told["warnings"])
