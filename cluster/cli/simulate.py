@@ -12,7 +12,10 @@ from typing import Any
 from cluster.cli.command import Command, UsageError, positive
 from cluster.cli.text import pairs
 
-Option = tuple[str, Callable[[str], Any], str, str]
+# Name of the field, how its words are read, what stands for them, its default, what it means.
+Option = tuple[str, Callable[[str], Any], str, str, str]
+
+ENTRIES_AT_MOST = 10**15
 
 
 def _number(text: str) -> float:
@@ -36,6 +39,19 @@ def _whole(text: str) -> int:
     return number
 
 
+def _count(text: str) -> int:
+    """A whole number, also as 1e9 or 1_000_000."""
+    try:
+        number = float(text.replace("_", "").replace(",", ""))
+    except ValueError:
+        number = 0.0
+    if not 1 <= number <= ENTRIES_AT_MOST or number != int(number):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number of 1 or more; give up to 1e15, such as 1000000 or 1e9"
+        )
+    return int(number)
+
+
 def _hedge(text: str) -> float | str:
     if text in ("p95", "off"):
         return text
@@ -48,51 +64,90 @@ def _hedge(text: str) -> float | str:
     return seconds
 
 
-# Each is a field of `cluster.simulation.scenario.Scenario`, which has the defaults and the limits.
+# Each is a field of `cluster.simulation.scenario.Scenario`, which has the limits; the defaults are
+# written here once more, as reading them there would import the memory for a help text.
 _MEMORY: tuple[Option, ...] = (
-    ("shards", positive, "N", "of the memory"),
-    ("replicas", positive, "R", "of each shard"),
-    ("entries", positive, "N", "of the whole memory"),
-    ("top_k", positive, "K", "entries per query"),
-    ("entry_tokens", positive, "S", "tokens of an entry"),
-    ("fan_in", positive, "N", "with more shards than this, relays ask for the trainers"),
-    ("hedge", _hedge, "p95|off|S", "when a second replica is asked"),
-    ("queue_limit", positive, "N", "searches that may wait at a replica"),
-    ("refresh_every_steps", _whole, "N", "steps between refreshes of the keys; 0: none"),
-    ("straggler_share", _number, "P", "of the searches of a shard that are slowed"),
-    ("straggler_shape", _number, "A", "of the Pareto distribution of how much"),
-)
+    ("shards", positive, "N", "4", "parts that the memory is cut into"),
+    ("replicas", positive, "R", "1", "copies of each shard, on different nodes"),
+    ("entries", _count, "N", "1000000", "of the whole memory, such as 1e9"),
+    ("top_k", positive, "K", "5", "entries that a query gets"),
+    ("entry_tokens", positive, "S", "64", "tokens of an entry, which make a reply larger"),
+    (
+        "fan_in", positive, "N", "16 with one replica, 256 with more",
+        "with more shards than this, some of them ask the others for a trainer (relays)",
+    ),
+    (
+        "hedge", _hedge, "p95|off|S", "p95",
+        "when a second replica is asked: after the p95 of recent answers, never (off), or after S "
+        "seconds",
+    ),
+    ("deadline_s", _number, "S", "60", "seconds after which a search fails (memory.deadline_s)"),
+    ("queue_limit", positive, "N", "256", "searches that may wait at a replica"),
+    ("refresh_every_steps", _whole, "N", "0", "steps between refreshes of the keys; 0: none"),
+    (
+        "straggler_share", _number, "P", "0",
+        "share, 0 to 1, of a shard's searches that chance makes slower",
+    ),
+    (
+        "straggler_shape", _number, "A", "1.5",
+        "how extreme such slowness is, a number above 1 without unit: a straggler takes 1 + x "
+        "times as long, x of the Pareto distribution of this shape; the nearer to 1, the more are "
+        "very slow",
+    ),
+)  # fmt: skip
 _TRAINING: tuple[Option, ...] = (
-    ("trainers", positive, "T", "data-parallel"),
-    ("batch", positive, "B", "queries of one search of a trainer"),
-    ("searches_per_step", positive, "N", "memory layers times micro-batches"),
-    ("steps", positive, "N", "that are simulated one by one"),
-    ("warmup", _whole, "N", "of them, left out of the figures"),
-    ("compute_s", _number, "S", "of a step without its searches; without it, as measured"),
-    ("compute_before", _number, "P", "share of it before the last search"),
-    ("jitter", _number, "P", "of compute_s, as a share of it"),
-    ("gradient_bytes", _number, "N", "that each trainer reduces per step"),
-)
+    ("trainers", positive, "T", "4", "data-parallel processes that train"),
+    ("batch", positive, "B", "32", "queries of one search of a trainer"),
+    ("searches_per_step", positive, "N", "1", "memory layers times micro-batches"),
+    ("steps", positive, "N", "200", "that are simulated one by one"),
+    ("warmup", _whole, "N", "a tenth of them", "first steps that the figures leave out"),
+    (
+        "compute_s", _number, "S", "as measured",
+        "seconds of a trainer's step without its searches",
+    ),
+    (
+        "compute_before", _number, "P", "0.3",
+        "share, 0 to 1, of compute_s that comes before the last search",
+    ),
+    (
+        "jitter", _number, "P", "0.03",
+        "share, 0 to 1, of compute_s by which trainers' steps differ; not of measured ones",
+    ),
+    ("gradient_bytes", _number, "N", "0", "bytes that each trainer reduces per step"),
+)  # fmt: skip
 _MACHINES: tuple[Option, ...] = (
-    ("latency_s", _number, "S", "one way between two machines"),
-    ("bandwidth_bytes_s", _number, "N", "of a machine's network card"),
-    ("shared_cores", _whole, "N", "that all processes share; 0: each has its own"),
+    ("latency_s", _number, "S", "50e-6", "seconds of a message between two machines, one way"),
+    ("bandwidth_bytes_s", _number, "N", "1.25e9", "bytes per second of a node's network card"),
+    ("shared_cores", _whole, "N", "0", "that all processes share; 0: each has its own"),
 )
 _FAILURES: tuple[Option, ...] = (
-    ("replica_mtbf_h", _number, "H", "hours between failures of one replica; 0: never"),
-    ("memory_node_mtbf_h", _number, "H", "of one node of shards"),
-    ("trainer_mtbf_h", _number, "H", "of one trainer"),
-    ("trainer_node_mtbf_h", _number, "H", "of one node of trainers"),
-    ("shards_per_node", positive, "N", "replicas on one node"),
-    ("trainers_per_node", positive, "N", "trainers on one node"),
-    ("replica_restart_s", _number, "S", "until a replica serves again, less its entries"),
-    ("restore_s_per_entry", _number, "S", "more for each entry of it"),
-    ("trainer_restart_s", _number, "S", "until all train again"),
-    ("detection_s", _number, "S", "until Ray notices the loss of a node"),
-    ("checkpoint_every_steps", positive, "N", "steps between checkpoints"),
-    ("checkpoint_s", _number, "S", "that training stands still for one"),
-    ("hours", _number, "H", "of the run whose goodput is told"),
-)
+    ("replica_mtbf_h", _number, "H", "0", "hours between failures of one replica; 0: never"),
+    ("memory_node_mtbf_h", _number, "H", "0", "hours between those of one node of shards"),
+    ("trainer_mtbf_h", _number, "H", "0", "hours between those of one trainer"),
+    ("trainer_node_mtbf_h", _number, "H", "0", "hours between those of one node of trainers"),
+    ("shards_per_node", positive, "N", "8", "replicas on one node"),
+    ("trainers_per_node", positive, "N", "8", "trainers on one node"),
+    (
+        "replica_restart_s", _number, "S", "5.2",
+        "seconds from a replica's death until an empty one would serve again",
+    ),
+    (
+        "restore_s_per_entry", _number, "S", "3.54e-6",
+        "seconds more for each entry of its shard, which it reads and encodes",
+    ),
+    (
+        "trainer_restart_s", _number, "S", "7.8",
+        "seconds from a trainer's death until all train again, with an empty memory",
+    ),
+    (
+        "renew_s_per_entry", _number, "S", "4.91e-6",
+        "seconds more for each entry of a shard, whose keys are made anew before",
+    ),
+    ("detection_s", _number, "S", "14", "seconds until Ray notices the loss of a node"),
+    ("checkpoint_every_steps", positive, "N", "1000", "steps between checkpoints"),
+    ("checkpoint_s", _number, "S", "0", "seconds that training stands still for one"),
+    ("hours", _number, "H", "24", "of the run whose goodput is told"),
+)  # fmt: skip
 _GROUPS = (
     ("the memory", _MEMORY),
     ("training", _TRAINING),
@@ -104,9 +159,10 @@ _GROUPS = (
 def _arguments(parser: argparse.ArgumentParser) -> None:
     for title, options in _GROUPS:
         group = parser.add_argument_group(title)
-        for name, kind, metavar, text in options:
+        for name, kind, metavar, default, text in options:
             flag = f"--{name.replace('_', '-')}"
-            group.add_argument(flag, type=kind, metavar=metavar, default=None, help=text)
+            told = f"{text} (default: {default})"
+            group.add_argument(flag, type=kind, metavar=metavar, default=None, help=told)
     parser.add_argument(
         "--service",
         type=Path,
@@ -118,7 +174,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=("auto", "events", "statistics"),
         default="auto",
-        help="play single requests, or draw whole steps; auto: by size",
+        help="play single requests, or draw whole steps (default: auto, by size)",
     )
     parser.add_argument("--seed", type=_whole, default=0, help="of what is drawn (default: 0)")
     parser.add_argument("--json", action="store_true", help="print JSON for other programs")
@@ -132,16 +188,20 @@ def _run(options: argparse.Namespace) -> int:
             'the simulation needs SimPy: install it with pip install "pluglm[simulation]"'
         ) from error
     from cluster.simulation.outcome import simulate
+    from cluster.simulation.refusals import BadScenario
     from cluster.simulation.scenario import Scenario
     from cluster.simulation.service import MEASURED, read_service_times
 
     names = [name for _, group in _GROUPS for name, *_ in group]
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    scenario = Scenario(seed=options.seed, **given)
-    service = read_service_times(options.service or MEASURED)
-    outcome = simulate(scenario, service, options.method)
+    try:
+        scenario = Scenario(seed=options.seed, **given)
+        service = read_service_times(options.service or MEASURED)
+        outcome = simulate(scenario, service, options.method)
+    except BadScenario as error:
+        raise UsageError(error.as_options()) from error
     if options.json:
-        print(json.dumps(outcome.as_dict(), indent=1))
+        print(json.dumps(outcome.as_dict(), indent=1, allow_nan=False))
     else:
         print(pairs(outcome.rows()))
     return 0
@@ -154,8 +214,9 @@ SIMULATE = Command(
 Foresee what a cluster of trainers and memory shards would do: what the memory adds to a
 step, how long searches take, how old keys get, and how many useful steps are made while
 replicas, trainers and nodes fail. It follows the system's own rules (joined searches,
-relays, hedging, refresh beside training, recovery) with times measured on real machines;
-docs/simulation.md says how far it was found right, and what it leaves out.""",
+relays, hedging, refresh beside training, recovery) with times measured on real machines, of
+keys of 128 numbers. docs/simulation.md says how far it was found right, what it leaves out,
+and when to use `pluglm plan` instead.""",
     example="""\
 pluglm simulate --shards 64 --replicas 2 --trainers 32 --entries 100000000 --compute-s 0.5
 pluglm simulate --shards 256 --trainers 128 --replica-mtbf-h 2000 --trainer-mtbf-h 5000 --hours 72

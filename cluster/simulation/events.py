@@ -16,9 +16,15 @@ from cluster.simulation.scenario import Scenario
 from cluster.simulation.service import ServiceTimes
 from cluster.simulation.trainers import Noted, Trainers
 
+FAILURES_AT_MOST = 20_000  # while single steps are played, which are few
+
 
 def play(scenario: Scenario, service: ServiceTimes) -> Noted:
-    """Simulate `scenario.steps` steps; the same scenario, seed and times give the same result."""
+    """Simulate `scenario.steps` steps; the same scenario, seed and times give the same result.
+
+    Raises:
+        BadScenario: so much fails that the steps are never made.
+    """
     env = simpy.Environment()
     streams = np.random.SeedSequence(scenario.seed).spawn(4)
     # Trainers compute the same in scenarios that differ in the memory only.
@@ -77,6 +83,12 @@ def play(scenario: Scenario, service: ServiceTimes) -> Noted:
 
     def count_one() -> None:
         trainers.noted.failures += 1
+        if trainers.noted.failures > FAILURES_AT_MOST:
+            raise scenario.refused(
+                f"{FAILURES_AT_MOST:,} failures, and only {trainers.step} of {{steps}} are made: "
+                "training gets nowhere; give more hours between failures, or the method "
+                "'statistics', which leaves them to the run of {hours}"
+            )
 
     for kind in kinds_of(scenario):
         env.process(

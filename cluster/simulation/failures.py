@@ -3,7 +3,7 @@
 Times between failures are exponential. Over hours single steps do not matter, so `long_run` lets
 training move evenly between two failures; what it keeps exactly is who is down, since when, and
 which steps are lost. A shard whose replicas are all down stops the step until one is back; a
-trainer's death costs the start of new ones and the steps since the last checkpoint.
+trainer's death costs new keys, the start of new trainers and the steps since the last checkpoint.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import numpy as np
 import simpy
 
 from cluster.simulation.parts import Process, Replica
-from cluster.simulation.scenario import Scenario
-
-HOUR_S = 3600.0
+from cluster.simulation.scenario import HOUR_S, Scenario
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +33,11 @@ class Kind:
     def rate(self) -> float:
         """Failures per second of all together, 0 for what never fails."""
         return self.members / self.mtbf_s if self.mtbf_s else 0.0
+
+    @property
+    def option(self) -> str:
+        """The scenario's field that says how often."""
+        return f"{self.name.replace(' ', '_')}_mtbf_h"
 
 
 def kinds_of(scenario: Scenario) -> tuple[Kind, ...]:
@@ -132,7 +135,9 @@ def long_run(scenario: Scenario, step_s: float, random: np.random.Generator) -> 
         ValueError: a step takes no time.
     """
     if step_s <= 0:
-        raise ValueError(f"step_s={step_s}: a step must take some time; give a compute_s above 0")
+        raise scenario.refused(
+            f"step_s={step_s}: a step must take some time; give {{compute_s:name}} above 0"
+        )
     run = _Run(scenario, step_s, random)
     return run.to(scenario.hours * HOUR_S)
 
@@ -173,7 +178,7 @@ class _Run:
                 # A death while others start anew begins that start again.
                 self._lose_steps()
                 node = what == "trainer node"
-                wait_s = self._scenario.trainer_restart_s
+                wait_s = self._scenario.trainers_back_s
                 wait_s += self._scenario.detection_s if node else 0.0
                 self._restarting_until = at + wait_s
                 continue

@@ -6,9 +6,13 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from memory_server.wire.fan_out import default_fan_in
+from cluster.simulation.refusals import BadScenario
+from memory_server.wire.fan_out import default_fan_in, groups_of
 
 HedgeChoice = float | Literal["p95", "off"]
+
+HOUR_S = 3600.0
+KEY_WIDTH = 128  # of the keys whose searches were measured; others take other times
 
 _AT_LEAST_ONE = (
     *("shards", "replicas", "trainers", "batch", "entries", "top_k", "entry_tokens"),
@@ -16,12 +20,13 @@ _AT_LEAST_ONE = (
     *("checkpoint_every_steps", "shards_per_node", "trainers_per_node"),
 )
 _ZERO_OR_MORE = (
-    *("warmup", "latency_s", "gradient_bytes", "straggler_share", "refresh_every_steps", "seed"),
-    *("checkpoint_s", "hours", "detection_s", "jitter"),
+    *("latency_s", "gradient_bytes", "refresh_every_steps", "shared_cores", "seed"),
+    *("checkpoint_s", "hours", "detection_s"),
     *("replica_mtbf_h", "memory_node_mtbf_h", "trainer_mtbf_h", "trainer_node_mtbf_h"),
-    *("replica_restart_s", "restore_s_per_entry", "trainer_restart_s"),
+    *("replica_restart_s", "restore_s_per_entry", "trainer_restart_s", "renew_s_per_entry"),
 )
-_ABOVE_ZERO = ("bandwidth_bytes_s", "straggler_shape", "heartbeat_timeout_s")
+_ABOVE_ZERO = ("bandwidth_bytes_s", "deadline_s", "heartbeat_timeout_s")
+_UP_TO_ONE = ("straggler_share", "compute_before", "jitter")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +38,18 @@ class Scenario:
         trainers: data-parallel; batch: queries of one search of one trainer.
         entries: of the whole memory; top_k, entry_tokens: they give a reply its size.
         searches_per_step: memory layers times micro-batches, one after the other.
-        steps, warmup: simulated, and of them left out of the figures.
+        steps, warmup: simulated, and the first of them that are left out of the figures; warmup
+            None: a tenth.
         compute_s: a trainer's step without its searches; None: as measured (`service`).
         compute_before: share of it that comes before the last search.
         jitter: standard deviation of the logarithm of a trainer's computing time; only where
-            compute_s is given.
+            compute_s is given, and at most 1.
+        deadline_s: how long a search may take in the real system; here it takes what it takes, and
+            is told to be too late.
         fan_in, hedge, queue_limit, max_batch_rows, relays_at_once: as in the memory's own code;
             fan_in None: what it takes by itself.
-        latency_s: one way between two machines; bandwidth_bytes_s: of a machine's network card.
+        latency_s: one way between two machines; bandwidth_bytes_s: of a machine's network card. A
+            message takes its time on it, but waits for no other: `cards_s` tells what that hides.
         gradient_bytes: what each trainer reduces per step.
         straggler_share: of the searches of a shard that are slowed by 1 + a Pareto-distributed
             number of this shape: 1.5 is a heavy tail, of infinite variance.
@@ -51,7 +60,8 @@ class Scenario:
             node of shards, one trainer's process, one node of trainers.
         replica_restart_s: from its death until a replica serves, less restore_s_per_entry for each
             of its entries; detection_s: until the loss of a node is noticed.
-        trainer_restart_s: from the death of a trainer until all train again.
+        trainer_restart_s: from the death of a trainer until all train again, less
+            renew_s_per_entry for each entry of a shard: its keys are made anew before.
         heartbeat_timeout_s: until a client notices that a node answers no more.
         checkpoint_s: how long training stands still for one.
         hours: of the run whose goodput is told.
@@ -66,12 +76,13 @@ class Scenario:
     entry_tokens: int = 64
     searches_per_step: int = 1
     steps: int = 200
-    warmup: int = 20
+    warmup: int | None = None
     compute_s: float | None = None
     compute_before: float = 0.3
     jitter: float = 0.03
     fan_in: int | None = None
     hedge: HedgeChoice = "p95"
+    deadline_s: float = 60.0
     queue_limit: int = 256
     max_batch_rows: int = 4096
     relays_at_once: int = 4
@@ -89,9 +100,10 @@ class Scenario:
     shards_per_node: int = 8
     trainers_per_node: int = 8
     replica_restart_s: float = 5.2
-    restore_s_per_entry: float = 1.9e-6
+    restore_s_per_entry: float = 3.54e-6
     detection_s: float = 14.0
     trainer_restart_s: float = 7.8
+    renew_s_per_entry: float = 4.91e-6
     heartbeat_timeout_s: float = 6.0
     checkpoint_every_steps: int = 1000
     checkpoint_s: float = 0.0
@@ -102,41 +114,50 @@ class Scenario:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{field.name}={value}: give a finite number")
+                raise self.refused(f"{{{field.name}}}: give a finite number")
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+                raise self.refused(f"{{{name}}} must be at least 1")
         for name in _ZERO_OR_MORE:
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more")
+                raise self.refused(f"{{{name}}} must be 0 or more")
         for name in _ABOVE_ZERO:
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        if self.straggler_shape <= 1:
-            raise ValueError(
-                f"straggler_shape={self.straggler_shape} must be greater than 1: a slower tail has "
-                "no mean"
-            )
-        for name in ("straggler_share", "compute_before"):
+                raise self.refused(f"{{{name}}} must be greater than 0")
+        for name in _UP_TO_ONE:
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
-        if self.warmup >= self.steps:
-            raise ValueError(
-                f"warmup={self.warmup} leaves nothing of steps={self.steps} to measure; give fewer"
+                raise self.refused(f"{{{name}}} must be between 0 and 1")
+        if self.straggler_shape <= 1:
+            raise self.refused(
+                "{straggler_shape} must be greater than 1: a slower tail has no mean"
+            )
+        if self.warmup is not None and not 0 <= self.warmup < self.steps:
+            raise self.refused(
+                "{warmup} leaves nothing of {steps} to measure, or is below 0; give a "
+                "{warmup:name} from 0 to less than {steps:name}, or none: a tenth is left out"
             )
         if self.compute_s is not None and self.compute_s < 0:
-            raise ValueError(f"compute_s={self.compute_s} must be 0 or more")
+            raise self.refused("{compute_s} must be 0 or more")
         if self.fan_in is not None and self.fan_in < 2:
-            raise ValueError(f"fan_in={self.fan_in} must be at least 2")
-        if self.shared_cores < 0:
-            raise ValueError(f"shared_cores={self.shared_cores} must be 0 (none shared) or more")
+            raise self.refused("{fan_in} must be at least 2")
         if self.entries < self.shards:
-            raise ValueError(f"entries={self.entries} leave some of {self.shards} shards empty")
-        if isinstance(self.hedge, str):
-            if self.hedge not in ("p95", "off"):
-                raise ValueError(f"hedge={self.hedge!r}; allowed: 'p95', 'off', or seconds above 0")
-        elif self.hedge <= 0:
-            raise ValueError(f"hedge={self.hedge}; allowed: 'p95', 'off', or seconds above 0")
+            raise self.refused(
+                "{entries} leave some of {shards} empty; give at least as many {entries:name} as "
+                "{shards:name}"
+            )
+        known = self.hedge in ("p95", "off") if isinstance(self.hedge, str) else self.hedge > 0
+        if not known:
+            raise self.refused("{hedge}; allowed: 'p95', 'off', or seconds above 0")
+
+    def refused(self, text: str) -> BadScenario:
+        """The error that says so; `{steps}` in the text stands for that field and its value."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return BadScenario(text, values)
+
+    @property
+    def left_out(self) -> int:
+        """Steps at the beginning that the figures leave out."""
+        return self.steps // 10 if self.warmup is None else self.warmup
 
     @property
     def entries_per_shard(self) -> int:
@@ -170,13 +191,39 @@ class Scenario:
 
     @property
     def request_wire_s(self) -> float:
-        """The same for a request: 128 half-precision numbers per query."""
-        return 256 * self.batch / self.bandwidth_bytes_s
+        """The same for a request: half-precision numbers."""
+        return 2 * KEY_WIDTH * self.batch / self.bandwidth_bytes_s
+
+    @property
+    def groups(self) -> int:
+        """Replies that a trainer's search gets: one of each shard, or of each relay."""
+        return len(groups_of(self.shards, self.asked_directly)) if self.relayed else self.shards
+
+    @property
+    def cards_s(self) -> float:
+        """How long one search of all trainers keeps the busiest node's network card at work.
+
+        Of a node of shards that sends its replies (and, as relays, merged ones), or of a node of
+        several trainers that gets them (one trainer's come one after the other anyhow). All
+        trainers' searches take at least so long, if they come together and there is one card for a
+        node: the simulation does not let them wait for it.
+        """
+        by_relays = self.groups if self.relayed else 0
+        shards = min(self.shards, self.shards_per_node) / self.replicas
+        sent = self.trainers * shards * (1 + by_relays / self.shards)
+        together = min(self.trainers, self.trainers_per_node)
+        got = together * self.groups if together > 1 else 0
+        return max(sent, got) * self.wire_s
 
     @property
     def replica_back_s(self) -> float:
         """From the death of a replica's process until it serves again."""
         return self.replica_restart_s + self.restore_s_per_entry * self.entries_per_shard
+
+    @property
+    def trainers_back_s(self) -> float:
+        """From the death of a trainer's process until all train again."""
+        return self.trainer_restart_s + self.renew_s_per_entry * self.entries_per_shard
 
     @property
     def all_reduce_s(self) -> float:

@@ -4,7 +4,7 @@ Every request still has its own arrival, its place in a replica's queue and its 
 coarser than in `events`: replicas are chosen by lot, since within a step a client has no reason to
 prefer one; the hedging delay is the p95 of all trainers together; when crowded relays begin is
 found by repeated guessing; the shards of a relay that is given up are asked without hedges; cores
-are never shared; nothing fails.
+are never shared; nothing fails. Network cards are waited for in neither.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def draw_steps(scenario: Scenario, service: ServiceTimes) -> Noted:
         ValueError: cores are shared.
     """
     if scenario.shared_cores:
-        raise ValueError(
-            f"shared_cores={scenario.shared_cores}: whole steps are drawn only where every process "
-            "has cores of its own; use the method 'events'"
+        raise scenario.refused(
+            "{shared_cores}: whole steps are drawn only where every process has cores of its own; "
+            "use the method 'events'"
         )
     streams = np.random.SeedSequence(scenario.seed).spawn(2)
     computing, drawing = (np.random.default_rng(stream) for stream in streams)

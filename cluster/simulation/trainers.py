@@ -94,7 +94,7 @@ class Trainers:
             if not self.failed.triggered:
                 yield self._env.timeout(scenario.all_reduce_s)
             if self.failed.triggered:
-                yield self._env.timeout(float(self.failed.value or 0) + scenario.trainer_restart_s)
+                yield self._env.timeout(float(self.failed.value or 0) + scenario.trainers_back_s)
                 # Failures while all of them start are a part of that start.
                 self.failed = self._env.event()
                 noted.restarts += 1

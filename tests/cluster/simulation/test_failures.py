@@ -10,6 +10,7 @@ import pytest
 
 from cluster.simulation.events import play
 from cluster.simulation.failures import HOUR_S, kinds_of, long_run, victims
+from cluster.simulation.refusals import BadScenario
 from cluster.simulation.scenario import Scenario
 from tests.cluster.simulation.made_up import service_times
 
@@ -27,6 +28,7 @@ def test_goodput_with_exponential_failures_is_the_closed_form(every: int, save_s
         trainers=1,
         trainer_mtbf_h=mtbf_s / HOUR_S,
         trainer_restart_s=restart_s,
+        renew_s_per_entry=0.0,
         checkpoint_every_steps=every,
         checkpoint_s=save_s,
         hours=8000.0,
@@ -122,6 +124,29 @@ def test_a_node_that_keeps_silent_is_left_by_hedges_at_once() -> None:
     # Without hedges a client waits for the connection's heartbeats.
     assert max(alone.step_s) > silent.heartbeat_timeout_s
     assert np.mean(hedged.step_s) < np.mean(alone.step_s)
+
+
+def test_trainers_start_later_where_a_shard_has_more_keys_to_make_anew() -> None:
+    often = accelerated(trainer_mtbf_h=0.03, steps=2000, entries=2_000_000)
+    slowly = replace(often, renew_s_per_entry=20e-6)
+    starts = [
+        long_run(scenario, 0.101, np.random.default_rng(0)).restarting_s
+        for scenario in (replace(often, renew_s_per_entry=0.0), slowly)
+    ]
+    # 5 s, and 5 s and 20 s more; some deaths fall within a start and begin it again.
+    assert starts[1] > 3 * starts[0]
+    played = [
+        play(replace(often, renew_s_per_entry=seconds), service_times()).seconds
+        for seconds in (0.0, 20e-6)
+    ]
+    assert played[1] > played[0] + 19.0
+
+
+def test_steps_that_are_never_made_are_given_up() -> None:
+    """A replica that dies before it can answer, again and again."""
+    scenario = accelerated(replica_mtbf_h=1e-6, steps=10, replica_restart_s=1e-4)
+    with pytest.raises(BadScenario, match=r"20,000 failures, and only \d+ of steps=10 are made"):
+        play(scenario, service_times(search_s=1.0))
 
 
 def test_a_step_that_takes_no_time_has_no_goodput() -> None:
