@@ -23,7 +23,7 @@ def play(scenario: Scenario, service: ServiceTimes) -> Noted:
     """Simulate `scenario.steps` steps; the same scenario, seed and times give the same result.
 
     Raises:
-        BadScenario: so much fails that the steps are never made.
+        BadScenario: so much fails that the steps are hardly ever made.
     """
     env = simpy.Environment()
     streams = np.random.SeedSequence(scenario.seed).spawn(4)
@@ -85,8 +85,8 @@ def play(scenario: Scenario, service: ServiceTimes) -> Noted:
         trainers.noted.failures += 1
         if trainers.noted.failures > FAILURES_AT_MOST:
             raise scenario.refused(
-                f"{FAILURES_AT_MOST:,} failures, and only {trainers.step} of {{steps}} are made: "
-                "training gets nowhere; give more hours between failures, or the method "
+                f"more than {FAILURES_AT_MOST:,} failures while {trainers.step} of {{steps}} were "
+                "made, and no more are played; give more hours between failures, or the method "
                 "'statistics', which leaves them to the run of {hours}"
             )
 
