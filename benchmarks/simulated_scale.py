@@ -2,7 +2,8 @@
 
 One memory of 16,777,216 entries is cut into 1 to 4,096 shards, asked by 1 to 1,024 trainers. Shards
 have one core each, of the measured machine; the rest is assumed and printed. The peer of a row is
-the row with the defaults: `fan_in` 16 (as with one replica), hedging at p95, one replica.
+the row with the defaults: `fan_in` 16 (as with one replica), hedging at p95, one replica. Failures
+are told of shards of several sizes, as a larger one is longer away.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from harness import argument_parser, begin, finish, note, table
 
-from cluster.simulation.outcome import Outcome, simulate
+from cluster.simulation.outcome import Outcome, shown, simulate
 from cluster.simulation.scenario import Scenario
 from cluster.simulation.service import MEASURED, ServiceTimes, read_service_times
 
@@ -46,7 +47,20 @@ def played(service: ServiceTimes, *, most: int = 120, **changes: Any) -> Outcome
 
 
 def _ms(outcome: Outcome) -> str:
-    return f"{outcome.search_p50_ms:,.1f} / {outcome.search_p99_ms:,.1f}"
+    """p50 / p99; what is beyond the deadline fails in the real system, however long it takes."""
+    limit_s = outcome.scenario.deadline_s
+    told = [
+        f"> {limit_s:g} s" if milliseconds > 1e3 * limit_s else shown(milliseconds)
+        for milliseconds in (outcome.search_p50_ms, outcome.search_p99_ms)
+    ]
+    return told[0] if outcome.search_p50_ms > 1e3 * limit_s else " / ".join(told)
+
+
+def _cell(outcome: Outcome) -> str:
+    """The same, and what it adds to a step where no search fails."""
+    if outcome.late or outcome.overhead is None:
+        return _ms(outcome)
+    return f"{_ms(outcome)} (+{shown(100 * outcome.overhead)} %)"
 
 
 def by_size(service: ServiceTimes, args: argparse.Namespace) -> tuple[str, list[Outcome]]:
@@ -59,8 +73,7 @@ def by_size(service: ServiceTimes, args: argparse.Namespace) -> tuple[str, list[
     rows = [[str(shards)] for shards in args.shards]
     for row, shards in zip(rows, args.shards, strict=True):
         for trainers in args.trainers:
-            one = outcomes[shards, trainers]
-            row.append(f"{_ms(one)} (+{100 * one.overhead:.0f} %)")
+            row.append(_cell(outcomes[shards, trainers]))
     heads = ["shards", *(f"{count} trainers" for count in args.trainers)]
     return table(heads, rows), list(outcomes.values())
 
@@ -108,33 +121,36 @@ def by_replicas(service: ServiceTimes, args: argparse.Namespace) -> tuple[str, l
                     for way in ways
                 ]
                 outcomes += told
-                shown = [f"{_ms(one)} (+{100 * one.overhead:.1f} %)" for one in told]
+                cells = [_cell(one) for one in told]
                 name = f"{shards} shards, {100 * share:g} % stragglers, {replicas} replicas"
-                rows.append([name, *shown, *[""] * (3 - len(shown))])
+                rows.append([name, *cells, *[""] * (3 - len(cells))])
     return table(["", "no hedging", "hedging at p95", "the same without relays"], rows), outcomes
 
 
 def by_failures(service: ServiceTimes, args: argparse.Namespace) -> tuple[str, list[Outcome]]:
-    """Goodput with failures, by shards and replicas."""
+    """Goodput with failures of the memory, by shards, their size, and replicas."""
     rows, outcomes = [], []
     for shards in [*args.replica_shards, max(args.shards)]:
-        row = [str(shards)]
-        for replicas in args.replicas:
-            outcome = played(
-                service,
-                shards=shards,
-                trainers=8,
-                replicas=replicas,
-                replica_mtbf_h=args.replica_mtbf_h,
-                memory_node_mtbf_h=args.node_mtbf_h,
-                trainer_node_mtbf_h=args.node_mtbf_h,
-                hours=1000.0,
-            )
-            outcomes.append(outcome)
-            stopped = outcome.long_run.stopped_s / outcome.long_run.seconds
-            row.append(f"{100 * outcome.goodput_share:.2f} % ({100 * stopped:.3f} %)")
-        rows.append(row)
-    return table(["shards", *(f"{r} replicas" for r in args.replicas)], rows), outcomes
+        for entries in args.shard_entries:
+            row = [str(shards), f"{entries:,}"]
+            for replicas in args.replicas:
+                outcome = played(
+                    service,
+                    most=6,
+                    shards=shards,
+                    entries=shards * entries,
+                    trainers=8,
+                    replicas=replicas,
+                    replica_mtbf_h=args.replica_mtbf_h,
+                    memory_node_mtbf_h=args.node_mtbf_h,
+                    hours=1000.0,
+                )
+                outcomes.append(outcome)
+                stopped = outcome.long_run.stopped_s / outcome.long_run.seconds
+                row.append(f"{100 * outcome.goodput_share:.2f} % ({100 * stopped:.3f} %)")
+            rows.append([*row, f"{outcomes[-1].scenario.replica_back_s:.1f} s"])
+    heads = ["shards", "entries of each", *(f"{r} replicas" for r in args.replicas), "back after"]
+    return table(heads, rows), outcomes
 
 
 def draw(directory: Path, sizes: list[Outcome], replicas: list[Outcome]) -> None:
@@ -154,9 +170,13 @@ def draw(directory: Path, sizes: list[Outcome], replicas: list[Outcome]) -> None
             marker="o",
             label=f"{trainers:,} trainer{'s' if trainers > 1 else ''}",
         )
+    deadline_s = NETWORKED.deadline_s
+    above = f"{deadline_s:g} s: above it searches fail"
+    left.axhline(1e3 * deadline_s, color="black", linestyle=":", label=above)
     left.set(xscale="log", yscale="log", xlabel="shards", ylabel="p99 of a search, ms")
     left.set_title(f"{ENTRIES / 1e6:.0f} million entries, one replica")
-    left.legend()
+    left.set_ylim(bottom=0.2)  # room for the legend below the lines
+    left.legend(loc="lower left", fontsize="small")
     slowed = [one for one in replicas if one.scenario.straggler_share]
     names = [
         f"{one.scenario.shards}, {one.scenario.replicas}, {one.scenario.hedge}"
@@ -181,6 +201,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--fan-in-trainers", type=int, nargs="+", default=[1, 16, 128])
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--replica-shards", type=int, nargs="+", default=[16, 256])
+    parser.add_argument(
+        "--shard-entries", type=int, nargs="+", default=[4096, 1_000_000, 10_000_000],
+        help="of each shard, where failures are told",
+    )  # fmt: skip
     parser.add_argument("--straggler-shares", type=float, nargs="+", default=[0.0, 0.01])
     parser.add_argument("--replica-mtbf-h", type=float, default=2000.0)
     parser.add_argument("--node-mtbf-h", type=float, default=10_000.0)
@@ -193,8 +217,9 @@ def main() -> None:
     facts = begin()
     service = read_service_times(args.service)
     print(
-        f"{NETWORKED}\nSearches: p50 / p99 in ms; in brackets what they add to a step. Failures: "
-        "useful steps of those without failures, in brackets the share of time without a shard.\n"
+        f"{NETWORKED}\nSearches: p50 / p99 in ms, or beyond the deadline, by which they fail; in "
+        "brackets what they add to a step. Failures: useful steps of those without failures, in "
+        "brackets the share of time without a shard.\n"
     )
     told: dict[str, list[Outcome]] = {}
     for name, tell in (
