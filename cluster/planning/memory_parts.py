@@ -114,6 +114,7 @@ def places(
     found.append(_node(wanted, shard, refreshed=refreshed))
     stored = sizes.store(wanted.entries, wanted.entry_tokens, wanted.vocabulary, wanted.text_bytes)
     parameters = 0 if wanted.local else count_parameters(wanted.model)
+    checkpoint = 0 if wanted.local else 12 * parameters + sizes.key_weights(wanted.model)
     keep = wanted.config.checkpoint.keep + 1  # one more while it is written
     found.append(
         Place(
@@ -123,7 +124,7 @@ def places(
             parts=_some(
                 Part(name="store: tokens, ids, texts", bytes=stored),
                 # As `pluglm doctor` reckons: weights, two moments, the key weights once more.
-                Part(name="checkpoints", bytes=13 * parameters * keep),
+                Part(name="checkpoints", bytes=checkpoint * keep),
             ),
         )
     )

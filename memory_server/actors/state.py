@@ -263,12 +263,35 @@ class StateDirectory:
 
 def versions_of_servers(servers: Path) -> set[str]:
     """The content versions that memories whose states are in this directory answer from or stage,
-    or will answer from when they go on. Raises StateDamaged, StateUnusable."""
+    or will answer from when they go on.
+
+    Raises:
+        StateDamaged; StateUnusable: one cannot be looked into, such as another user's.
+    """
     versions = set()
-    for file in [*servers.glob("*/book.json"), *servers.glob("*/previous.json")]:
-        with contextlib.suppress(StateNotFound):  # its memory ends meanwhile
-            versions |= StateDirectory(file.parent)._loaded(file, 0.0).versions_needed()
+    for directory in _states(servers):
+        for file in (directory / "book.json", directory / "previous.json"):
+            with contextlib.suppress(StateNotFound):  # its memory ends meanwhile
+                versions |= StateDirectory(directory)._loaded(file, 0.0).versions_needed()
     return versions
+
+
+def _states(servers: Path) -> list[Path]:
+    """A glob would pass over what may not be looked into, as if no memory were there."""
+    looked_at = servers
+    try:
+        found = [Path(entry.path) for entry in os.scandir(servers) if entry.is_dir()]
+        for looked_at in found:
+            next(looked_at.iterdir(), None)
+    except FileNotFoundError:  # no memory has kept its state here, or one ends meanwhile
+        return [] if looked_at == servers else _states(servers)
+    except OSError as error:
+        raise StateUnusable(
+            f"{looked_at} cannot be read ({error.strerror}): it keeps the state of a memory "
+            "server, and which versions it needs is not known; run this as the user who runs that "
+            "server"
+        ) from error
+    return found
 
 
 def _make_private(directory: Path) -> None:

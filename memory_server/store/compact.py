@@ -15,6 +15,7 @@ from memory_server.store.names import new_nonce, planned_name
 from memory_server.store.publishing import publish_plan
 from memory_server.store.reader import StoreReader
 from memory_server.store.segments import segment_schema, sha256_of, write_batch
+from memory_server.store.storage import made_incoming
 
 TARGET_ROWS = 1 << 20
 
@@ -138,7 +139,7 @@ def rewritten(
     segments: list[SegmentRef | None] = list(base.segments)
     for number, group in enumerate(groups):
         refs = [base.segments[position] for position in group]
-        path = reader.storage.incoming / f"compact-{nonce}-{number}.arrow"
+        path = made_incoming(reader.storage) / f"compact-{nonce}-{number}.arrow"
         ref = _joined(reader, refs, path)
         files.append((path, ref.file))
         for position in group:

@@ -164,3 +164,9 @@ class LocalStorage:
 
     def remove_incoming(self, path: Path) -> None:
         self._files.remove(path)
+
+
+def made_incoming(storage: Storage) -> Path:
+    """Where to write new segments; a copy of a store may have left the empty directory out."""
+    storage.incoming.mkdir(parents=True, exist_ok=True)
+    return storage.incoming

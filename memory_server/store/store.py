@@ -48,7 +48,7 @@ from memory_server.store.publishing import publish_plan
 from memory_server.store.reader import StoreReader
 from memory_server.store.remote_storage import ExclusiveCreate
 from memory_server.store.segments import Int64Array, Segment, SegmentMeta
-from memory_server.store.storage import Storage
+from memory_server.store.storage import Storage, made_incoming
 from memory_server.store.verification import Damage, find_all_damage, find_damage, refuse_damage
 
 _DAY_S = 86_400.0
@@ -156,8 +156,8 @@ class Store:
     @property
     def incoming(self) -> Path:
         """Where to write new segments, always local: `commit` adopts them from there, in a local
-        store without copying."""
-        return self._reader.storage.incoming
+        store without copying. Made where it is missing, as in a copy that left it out."""
+        return made_incoming(self._reader.storage)
 
     # Reading
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -239,7 +240,7 @@ def test_upkeep_drops_what_is_not_needed_and_keeps_the_rest(
 
 
 def test_gc_keeps_what_servers_answer_from_without_being_told(
-    own_memory: OwnMemory, capsys: Capture
+    own_memory: OwnMemory, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = str(own_memory.path)
     versions = [own_memory.store.head()]
@@ -266,6 +267,25 @@ def test_gc_keeps_what_servers_answer_from_without_being_told(
     book_file = own_memory.path / "servers" / "a" / "book.json"
     book_file.write_text("{")
     assert str(book_file) in refusal(gc, capsys, code=1)
+    # What another user's server needs is not known, so nothing is collected.
+    look = Path.iterdir
+
+    def not_ours(path: Path) -> Iterator[Path]:
+        if path == book_file.parent:
+            raise PermissionError(13, "Permission denied")
+        return look(path)
+
+    monkeypatch.setattr(Path, "iterdir", not_ours)
+    assert "run this as the user who runs that server" in refusal(gc, capsys, code=1)
+
+
+def test_a_copy_of_a_store_without_its_empty_directory_is_edited(
+    own_memory: OwnMemory, capsys: Capture
+) -> None:
+    shutil.rmtree(own_memory.path / "incoming")
+    before = own_memory.store.head()
+    assert main(["memory", "add", str(own_memory.path), "--text", "a king"]) == 0
+    assert own_memory.store.head() != before
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
