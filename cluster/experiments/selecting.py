@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from cluster.config import ConfigError
 
-_KEYS = {"from", "to", "columns", "where", "rows", "shuffle"}
+_KEYS = {"from", "to", "columns", "where", "unless", "rows", "skip", "shuffle"}
 
 
 def select(settings: Mapping[str, Any], fill: Callable[[str], str]) -> int:
@@ -21,8 +21,8 @@ def select(settings: Mapping[str, Any], fill: Callable[[str], str]) -> int:
 
     Args:
         settings: `from` (a Parquet file), `to`, `columns` (those that are written), `where`
-            (columns that must equal values), `rows` (most), `shuffle` (a seed: which rows are
-            taken, and in which order).
+            (columns that must equal values), `unless` (columns that must not equal them), `shuffle`
+            (a seed: in which order), then `skip` (so many are left out) and `rows` (most).
         fill: fills a path's slots.
 
     Raises:
@@ -36,10 +36,10 @@ def select(settings: Mapping[str, Any], fill: Callable[[str], str]) -> int:
             f"{', '.join(sorted(_KEYS))}"
         )
     source, target = Path(fill(settings["from"])), Path(fill(settings["to"]))
-    where = dict(settings.get("where", {}))
+    where, unless = dict(settings.get("where", {})), dict(settings.get("unless", {}))
     columns = list(settings["columns"])
     try:
-        table = pq.read_table(source, columns=sorted({*columns, *where}))
+        table = pq.read_table(source, columns=sorted({*columns, *where, *unless}))
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(
             f"select: {source} cannot be read: {str(error).splitlines()[0]}"
@@ -48,12 +48,17 @@ def select(settings: Mapping[str, Any], fill: Callable[[str], str]) -> int:
         row
         for row in range(table.num_rows)
         if all(table[name][row].as_py() == value for name, value in where.items())
+        and not any(table[name][row].as_py() == value for name, value in unless.items())
     ]
     if "shuffle" in settings:
         random.Random(int(settings["shuffle"])).shuffle(rows)
-    rows = rows[: settings.get("rows") or len(rows)]
+    found, skip = len(rows), int(settings.get("skip", 0))
+    rows = rows[skip:][: settings.get("rows") or found]
     if not rows:
-        raise ConfigError(f"select: no row of {source} has {where}")
+        raise ConfigError(
+            f"select: of {source} {found} rows have {where} and not {unless}, {skip} of which are "
+            "skipped: none is left"
+        )
     draft = target.with_name(f".{target.name}.tmp")
     with draft.open("w", encoding="utf-8") as file:
         for row in table.select(columns).take(rows).to_pylist():

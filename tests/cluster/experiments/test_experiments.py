@@ -179,7 +179,11 @@ def test_what_a_later_stage_lacks_is_told_before_the_first_runs(
         (
             {"from": "{data}/articles.parquet", "to": "x", "columns": ["title"],
              "where": {"kept": 7}},
-            "no row",
+            "0 rows have",
+        ),
+        (
+            {"from": "{data}/articles.parquet", "to": "x", "columns": ["title"], "skip": 40},
+            "40 of which are skipped: none is left",
         ),
     ],
 )  # fmt: skip
@@ -188,6 +192,21 @@ def test_a_selection_that_finds_nothing_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         select(settings, lambda text: text.replace("{data}", str(data)))
+
+
+def test_parts_of_a_selection_do_not_overlap_and_are_all_of_it(tmp_path: Path, data: Path) -> None:
+    def chosen(**more: Any) -> list[str]:
+        target = tmp_path / "part.jsonl"
+        settings = {"from": str(data / "articles.parquet"), "to": str(target), "shuffle": 3,
+                    "columns": ["text"], "unless": {"kept": False}, **more}  # fmt: skip
+        select(settings, str)
+        return [json.loads(line)["text"] for line in target.read_text("utf-8").splitlines()]
+
+    whole = chosen()
+    assert len(whole) == 20
+    assert chosen(rows=12) + chosen(skip=12, rows=5) + chosen(skip=17) == whole
+    kept = pq.read_table(data / "articles.parquet").to_pylist()
+    assert sorted(whole) == sorted(row["text"] for row in kept if row["kept"])
 
 
 def test_a_number_is_read_where_it_is() -> None:
