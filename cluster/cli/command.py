@@ -60,6 +60,9 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
+_MOST_ENTRIES = 1e14
+
+
 def positive(text: str) -> int:
     """An argument that is a whole number from 1 upwards."""
     try:
@@ -69,6 +72,19 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return number
+
+
+def count_of_entries(text: str) -> int:
+    """An argument that is a whole number from 1 upwards, also as 1e9 or 1_000_000."""
+    try:
+        number = float(text.replace("_", "").replace(",", ""))
+    except ValueError:
+        number = 0.0
+    if not 1 <= number <= _MOST_ENTRIES or number != int(number):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number from 1 to {_MOST_ENTRIES:.0e}, such as 1e9"
+        )
+    return int(number)
 
 
 def domain_names(text: str) -> tuple[str, ...]:

@@ -7,9 +7,9 @@ import json
 import math
 from pathlib import Path
 
-from cluster.cli.command import Command, UsageError, positive
+from cluster.cli.command import Command, UsageError, count_of_entries, positive
+from cluster.cli.memory_options import whole_number
 
-MOST_ENTRIES = 1e14
 LEAST_HOST_GIB = 0.1
 
 
@@ -23,7 +23,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "configuration configs/pluglm-base-1b.toml, placed on the machines that are given",
     )
     what = parser.add_argument_group("what the memory holds (else as the corpus has it)")
-    what.add_argument("--entries", type=_count, metavar="N", help="such as 1e9")
+    what.add_argument("--entries", type=count_of_entries, metavar="N", help="such as 1e9")
     what.add_argument("--entry-tokens", type=positive, metavar="S", help="of an entry (64)")
     what.add_argument(
         "--text-bytes", type=positive, metavar="B", help="of an entry's text (5 per token)"
@@ -34,7 +34,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     on = parser.add_argument_group("machines, all nodes alike")
     on.add_argument("--gpu", metavar="KIND", help="A100-40, A100-80, H100-80, H200, L4, ...")
-    on.add_argument("--gpus", type=_zero_or_more, metavar="N", help="in all (one node's)")
+    on.add_argument("--gpus", type=whole_number, metavar="N", help="in all (one node's)")
     on.add_argument("--gpus-per-node", type=positive, default=8, metavar="N", help="(8)")
     on.add_argument("--nodes", type=positive, metavar="N", help="(as many as hold the GPUs)")
     on.add_argument("--host-gib", type=_gib, metavar="GIB", help="memory of a node (1024)")
@@ -130,29 +130,6 @@ def _run(options: argparse.Namespace) -> int:
     else:
         print(describe_plan(plan, proposals))
     return 0 if plan.fits else 1
-
-
-def _count(text: str) -> int:
-    """A whole number, also as 1e9 or 1_000_000."""
-    try:
-        number = float(text.replace("_", "").replace(",", ""))
-    except ValueError:
-        number = 0.0
-    if not 1 <= number <= MOST_ENTRIES or number != int(number):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number from 1 to {MOST_ENTRIES:.0e}, such as 1e9"
-        )
-    return int(number)
-
-
-def _zero_or_more(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return number
 
 
 def _above_0(text: str) -> float:

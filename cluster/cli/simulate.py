@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.cli.command import Command, UsageError, positive
+from cluster.cli.command import Command, UsageError, count_of_entries, positive
+from cluster.cli.memory_options import whole_number
 from cluster.cli.text import pairs
 
 # Name of the field, how its words are read, what stands for them, its default, what it means.
 Option = tuple[str, Callable[[str], Any], str, str, str]
-
-ENTRIES_AT_MOST = 10**15
 
 
 def _number(text: str) -> float:
@@ -27,29 +26,6 @@ def _number(text: str) -> float:
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
     return number
-
-
-def _whole(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return number
-
-
-def _count(text: str) -> int:
-    """A whole number, also as 1e9 or 1_000_000."""
-    try:
-        number = float(text.replace("_", "").replace(",", ""))
-    except ValueError:
-        number = 0.0
-    if not 1 <= number <= ENTRIES_AT_MOST or number != int(number):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number of 1 or more; give up to 1e15, such as 1000000 or 1e9"
-        )
-    return int(number)
 
 
 def _hedge(text: str) -> float | str:
@@ -69,7 +45,7 @@ def _hedge(text: str) -> float | str:
 _MEMORY: tuple[Option, ...] = (
     ("shards", positive, "N", "4", "parts that the memory is cut into"),
     ("replicas", positive, "R", "1", "copies of each shard, on different nodes"),
-    ("entries", _count, "N", "1000000", "of the whole memory, such as 1e9"),
+    ("entries", count_of_entries, "N", "1000000", "of the whole memory, such as 1e9"),
     ("top_k", positive, "K", "5", "entries that a query gets"),
     ("entry_tokens", positive, "S", "64", "tokens of an entry, which make a reply larger"),
     (
@@ -83,7 +59,7 @@ _MEMORY: tuple[Option, ...] = (
     ),
     ("deadline_s", _number, "S", "60", "seconds after which a search fails (memory.deadline_s)"),
     ("queue_limit", positive, "N", "256", "searches that may wait at a replica"),
-    ("refresh_every_steps", _whole, "N", "0", "steps between refreshes of the keys; 0: none"),
+    ("refresh_every_steps", whole_number, "N", "0", "steps between refreshes of the keys; 0: none"),
     (
         "straggler_share", _number, "P", "0",
         "share, 0 to 1, of a shard's searches that chance makes slower",
@@ -100,7 +76,7 @@ _TRAINING: tuple[Option, ...] = (
     ("batch", positive, "B", "32", "queries of one search of a trainer"),
     ("searches_per_step", positive, "N", "1", "memory layers times micro-batches"),
     ("steps", positive, "N", "200", "that are simulated one by one"),
-    ("warmup", _whole, "N", "a tenth of them", "first steps that the figures leave out"),
+    ("warmup", whole_number, "N", "a tenth of them", "first steps that the figures leave out"),
     (
         "compute_s", _number, "S", "as measured",
         "seconds of a trainer's step without its searches",
@@ -118,7 +94,7 @@ _TRAINING: tuple[Option, ...] = (
 _MACHINES: tuple[Option, ...] = (
     ("latency_s", _number, "S", "50e-6", "seconds of a message between two machines, one way"),
     ("bandwidth_bytes_s", _number, "N", "1.25e9", "bytes per second of a node's network card"),
-    ("shared_cores", _whole, "N", "0", "that all processes share; 0: each has its own"),
+    ("shared_cores", whole_number, "N", "0", "that all processes share; 0: each has its own"),
 )
 _FAILURES: tuple[Option, ...] = (
     ("replica_mtbf_h", _number, "H", "0", "hours between failures of one replica; 0: never"),
@@ -176,7 +152,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="play single requests, or draw whole steps (default: auto, by size)",
     )
-    parser.add_argument("--seed", type=_whole, default=0, help="of what is drawn (default: 0)")
+    parser.add_argument(
+        "--seed", type=whole_number, default=0, help="of what is drawn (default: 0)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON for other programs")
 
 

@@ -291,7 +291,7 @@ def test_the_command_tells_figures(times_file: Path, capsys: Capture) -> None:
         (["--hedge", "p99"], "'p99': give p95, off, or seconds above 0"),
         (["--hours", "-1"], "not a number of 0 or more"),
         (["--shards", "8", "--entries", "4"], "--entries 4 leave some of --shards 8 empty"),
-        (["--entries", "1e16"], "'1e16' is not a whole number of 1 or more; give up to 1e15"),
+        (["--entries", "1e16"], "'1e16' is not a whole number from 1 to 1e+14"),
         (["--entries", "1.5"], "'1.5' is not a whole number"),
         (["--steps", "10", "--warmup", "20"], "--warmup 20 leaves nothing of --steps 10"),
         (["--compute-before", "2"], "--compute-before 2.0 must be between 0 and 1"),
