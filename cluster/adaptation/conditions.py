@@ -63,7 +63,12 @@ def condition_of(
 def without_memory(memory: MemorySettings) -> MemorySettings:
     """The settings of a model that reads nothing."""
     return replace(
-        memory, store="", domains=(), exclude_own_samples=False, retrieval_loss_weight=0.0
+        memory,
+        store="",
+        domains=(),
+        exclude_own_samples=False,
+        retrieval_loss_weight=0.0,
+        right_entry="",
     )
 
 

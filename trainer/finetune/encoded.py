@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 
 TOKENIZE_ROWS = 512
 IGNORED = -100
+RIGHT_ENTRIES = "right_entries"
+"""The column of a training row's right entry: token ids as a memory holds them."""
 
 
 class EncodedRows(Dataset[dict[str, Any]]):
@@ -90,17 +92,17 @@ class PaddedBatches:
         """Make `input_ids` and `attention_mask` int64 [B,T], and the other columns.
 
         Token types are padded with 0, token-wise labels with -100; numbers become [B], int64 or
-        float32.
+        float32. Right entries have a length of their own, int64 [B,S].
         """
-        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-        longest = int(lengths.max())
-        mask_BT = torch.arange(longest) < lengths[:, None]
+        mask_BT = _mask(rows, "input_ids")
         batch = {"attention_mask": mask_BT.to(torch.int64)}
-        fill = {"input_ids": self.pad_token_id, "token_type_ids": 0}
+        pad = self.pad_token_id
+        fill = {"input_ids": pad, "token_type_ids": 0, RIGHT_ENTRIES: pad}
         for name, first in rows[0].items():
             if isinstance(first, np.ndarray):
-                padded_BT = torch.full((len(rows), longest), fill.get(name, IGNORED))
-                padded_BT[mask_BT] = torch.from_numpy(
+                there_BT = _mask(rows, name) if name == RIGHT_ENTRIES else mask_BT
+                padded_BT = torch.full(there_BT.shape, fill.get(name, IGNORED))
+                padded_BT[there_BT] = torch.from_numpy(
                     np.concatenate([row[name] for row in rows]).astype(np.int64)
                 )
                 batch[name] = padded_BT
@@ -108,3 +110,9 @@ class PaddedBatches:
                 kind = torch.float32 if isinstance(first, np.floating) else torch.int64
                 batch[name] = torch.tensor([row[name].item() for row in rows], dtype=kind)
         return batch
+
+
+def _mask(rows: Sequence[Mapping[str, Any]], name: str) -> Tensor:
+    """Where the rows of a column have values when they are padded to the longest, bool [B,T]."""
+    lengths = torch.tensor([len(row[name]) for row in rows])
+    return torch.arange(int(lengths.max())) < lengths[:, None]

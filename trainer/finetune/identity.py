@@ -21,6 +21,7 @@ _LATER: dict[str, Any] = {
     "memory.domains": (),
     "memory.exclude_own_samples": False,
     "memory.retrieval_loss_weight": 0.0,
+    "memory.right_entry": "",
 }
 """Settings that runs of before do not have, and what they did."""
 

@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trainer.errors import TrainingError
-from trainer.finetune.encoded import EncodedRows, PaddedBatches
+from trainer.finetune.encoded import RIGHT_ENTRIES, EncodedRows, PaddedBatches
 from trainer.finetune.heads import Head
 from trainer.finetune.memory import ReadMemory
 from trainer.finetune.order import EpochOrder
@@ -99,6 +99,7 @@ class TaskTrainer(Trainer):
 
         Rows that have documents of their own do not find these.
         """
+        right_entries_BS = inputs.pop(RIGHT_ENTRIES, None)
         own_doc_ids_B = inputs.pop(OWN_DOC_IDS, None)
         if own_doc_ids_B is not None:
             assert self._memory is not None
@@ -113,6 +114,7 @@ class TaskTrainer(Trainer):
             inputs["input_ids"],
             entry_tokens=self._memory.entry_tokens,
             separator=self._separator,
+            right_entries=right_entries_BS,
         )
         loss = loss + weight * retrieval
         return (loss, outputs) if return_outputs else loss

@@ -1,9 +1,12 @@
-"""A loss for retrieval while a model is fine-tuned: a row's query finds the key of its own text.
+"""A loss for retrieval while a model is fine-tuned: a row's query finds the key of its own text,
+or of the entry that the task's data say answers it.
 
 A task's loss alone does not keep the queries of different texts apart: the gradient reaches them
 only through the attention to what was read, and after some epochs all rows can read the same few
 entries (docs/experiments.md). Pre-training's contrastive loss is carried on with the task's rows,
-each of which is its own right entry.
+each of which is its own right entry. Where the data name a passage for each row (as those of
+DPR do, arXiv 2004.04906), that is the right entry: a short text does not show by itself what a
+passage about it looks like.
 """
 
 from __future__ import annotations
@@ -38,22 +41,26 @@ def own_key_loss(
     *,
     entry_tokens: int,
     separator: int | None,
+    right_entries: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of a row's own text among those of its pass, mean over the memory layers.
+    """Cross-entropy of a row's right entry among those of its pass, mean over the memory layers.
 
-    Rows of the same tokens are not each other's negatives. A pass of one row has a loss of 0.
+    Rows of the same right entry are not each other's negatives. A pass of one row has a loss of 0.
 
     Args:
         model: the PlugLM that gave the reports, its keys with gradient.
         retrievals: of each memory layer.
         input_ids: int64 [B,T], the rows of the pass.
         entry_tokens, separator: as in `as_entries`.
+        right_entries: int64 [B,S], each row's right entry; None: the row itself is.
 
     Returns:
         A scalar, with gradient for queries and keys.
     """
     pad = model.config.pad_token_id or 0
-    tokens_BS = as_entries(input_ids, entry_tokens=entry_tokens, separator=separator, pad=pad)
+    tokens_BS = right_entries
+    if tokens_BS is None:
+        tokens_BS = as_entries(input_ids, entry_tokens=entry_tokens, separator=separator, pad=pad)
     texts_B = torch.unique(tokens_BS, dim=0, return_inverse=True)[1]
     own_BQ = model.base_model.entry_keys(tokens_BS)
     every_B = torch.arange(len(tokens_BS), device=input_ids.device)

@@ -172,6 +172,11 @@ class MemorySettings:
         "its pass, in live mode; 0: none, and nothing keeps the queries of different texts apart.",
         minimum=0,
     )
+    right_entry: str = documented(
+        "",
+        "Column of the training rows with the text of the entry that answers them, whose key that "
+        "loss lets their queries find instead of their own text's; empty: their own text's.",
+    )
 
     def __post_init__(self) -> None:
         check_section(self)
@@ -179,6 +184,11 @@ class MemorySettings:
             raise ConfigError(
                 f"memory.retrieval_loss_weight = {self.retrieval_loss_weight:g}: must be 0 with "
                 'memory.mode = "frozen", whose keys cannot learn'
+            )
+        if self.right_entry and not self.retrieval_loss_weight:
+            raise ConfigError(
+                f"memory.right_entry = {shown(self.right_entry)}: needs a "
+                "memory.retrieval_loss_weight above 0, whose loss learns from it"
             )
         if self.mode == "frozen" and self.refresh_every_steps:
             raise ConfigError(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from trainer.corpus.entries import cut_entries, entry_prefix
 from trainer.finetune.encoded import TOKENIZE_ROWS, EncodedRows, int_lists
 from trainer.finetune.settings import TaskSettings
 from trainer.finetune.tables import Table
@@ -90,3 +91,30 @@ def encode_texts(
             columns[name] += encoded[name]
     arrays = {name: int_lists(rows) for name, rows in columns.items()}
     return EncodedRows(arrays | {"labels": targets}, cut=cut)
+
+
+def encode_entries(
+    table: Table, column: str, setting: str, tokenizer: Any, *, entry_tokens: int
+) -> pa.Array:
+    """Each row's text of a column as the first entry that a memory has of it, without padding.
+
+    Args:
+        setting: the setting that names the column.
+        entry_tokens: the longest that entries of the memory are.
+
+    Raises:
+        TaskDataError: no such column, a value that is no text, or one without tokens; names it.
+    """
+    values = check_texts(table, column, setting)
+    prefix = entry_prefix(tokenizer.cls_token_id, None, entry_tokens)
+    rows: list[list[int]] = []
+    for start in range(0, len(values), TOKENIZE_ROWS):
+        texts = values[start : start + TOKENIZE_ROWS]
+        encodings = tokenizer(texts, add_special_tokens=False, verbose=False).encodings
+        for text, encoding in zip(texts, encodings, strict=True):
+            if not encoding.ids:
+                raise table.fault(len(rows), column, "the text has no tokens")
+            cut = cut_entries(encoding, text, prefix=prefix, entry_tokens=entry_tokens, pad=-1)
+            tokens = cut.tokens[0]
+            rows.append(tokens[tokens >= 0].tolist())
+    return int_lists(rows)

@@ -52,10 +52,17 @@ def reported(query_BQ: torch.Tensor) -> LayerRetrieval:
     return LayerRetrieval(layer=1, query_BQ=query_BQ, key_BKQ=query_BQ, retrieved=nothing)
 
 
-def loss_of(queries: list[list[float]], rows: list[list[int]]) -> tuple[float, torch.Tensor]:
+def loss_of(
+    queries: list[list[float]], rows: list[list[int]], right_entries: torch.Tensor | None = None
+) -> tuple[float, torch.Tensor]:
     query_BQ = torch.tensor(queries, requires_grad=True)
     loss = own_key_loss(
-        Model(), [reported(query_BQ)], torch.tensor(rows), entry_tokens=4, separator=None
+        Model(),
+        [reported(query_BQ)],
+        torch.tensor(rows),
+        entry_tokens=4,
+        separator=None,
+        right_entries=right_entries,
     )
     loss.backward()
     assert query_BQ.grad is not None
