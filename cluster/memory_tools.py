@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cluster.config import ConfigError
+from cluster.editing.lookup import entries_by_document
 from cluster.trained_model import TrainedModel, load_trained_model
 from memory_server.api import Entry, Memory, Retrieved
 from memory_server.requests import MAX_TOP_K
@@ -60,9 +61,10 @@ def nearest_entries(
         TokenizerMismatch: the entries are another tokenizer's. StoreError: no usable store.
         UnknownDomain: one of them is not plugged; names those that are.
     """
-    entries = sum(ref.live for ref in Store.open(store).manifest().of_domains(domains))
+    opened = Store.open(store)
+    entries = sum(ref.live for ref in opened.manifest().of_domains(domains))
     _check_k(k, entries, str(store))
-    _check_document(exclude_document)
+    check_document(exclude_document, opened)
     trained = load_trained_model(model, device=chosen_device(device))
     tokens_1T = sentence_tokens(trained, sentence)
     say(f"computing the keys of {entries:,} entries ...")
@@ -90,7 +92,7 @@ def nearest_in(
     """
     info = memory.info()
     _check_k(k, info.entries, "that is served")
-    _check_document(exclude_document)
+    check_document(exclude_document)
     trained = load_trained_model(model, device=chosen_device(device))
     trained.check_fingerprint(info.tokenizer_fingerprint, "the memory that is served")
     if trained.model.config.key_size != info.key_width:
@@ -109,9 +111,25 @@ def _check_k(k: int, entries: int, memory: str) -> None:
         )
 
 
-def _check_document(exclude: int | None) -> None:
-    if exclude is not None and not 0 <= exclude <= INT64_MAX:
+def check_document(exclude: int | None, store: Store | None = None) -> None:
+    """Check the id of a document whose entries are to be left out.
+
+    Args:
+        exclude: None: nothing is.
+        store: where it must have entries; None: only the number is looked at.
+
+    Raises:
+        ConfigError: no id, or no entry of the store's newest version is of that document.
+    """
+    if exclude is None:
+        return
+    if not 0 <= exclude <= INT64_MAX:
         raise ConfigError(f"document {exclude}: ids are from 0 to 2**63-1")
+    if store is not None and not entries_by_document(store, store.manifest(), [exclude]):
+        raise ConfigError(
+            f"document {exclude}: no entry of it lives in the memory {store.path}, so there is "
+            "nothing to leave out; `pluglm memory search --json` shows the ids"
+        )
 
 
 def sentence_tokens(trained: TrainedModel, sentence: str) -> Tensor:

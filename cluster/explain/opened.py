@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.config import ConfigError
 from cluster.explain.explanation import Explanation
 from cluster.explain.measure import check_question, explain
-from cluster.memory_tools import chosen_device
+from cluster.memory_tools import check_document, chosen_device
 from cluster.trained_model import load_trained_model
 from memory_server.store.store import Store
 
@@ -28,14 +28,15 @@ def explained_by_store(
     """Explain with a store's newest content; blocks while every entry's key is made.
 
     Raises:
-        ConfigError: a text, an answer or a k that cannot work. TokenizerMismatch: the entries are
-        another tokenizer's. StoreError: no usable store.
+        ConfigError: a text, an answer, a k or a document that cannot work. TokenizerMismatch: the
+        entries are another tokenizer's. StoreError: no usable store.
     """
     store = Store.open(place)
     trained = load_trained_model(model, device=chosen_device(device))
     trained.check_fits(store)
     k = trained.model.config.top_k if k is None else k
     entries = store.manifest().entries
+    check_document(exclude, store)
     check_question(trained, text, k=k, entries=entries, answer=answer, guesses=guesses)
     say(f"computing the keys of {entries:,} entries ...")
     with trained.memory(place) as memory:
@@ -72,6 +73,7 @@ def explained_by_server(
     """
     from cluster.memory_servers import attached
 
+    check_document(exclude)
     with attached(server, address) as memory:
         trained = load_trained_model(model, device=chosen_device(device))
         info = memory.info()

@@ -60,6 +60,13 @@ def test_an_excluded_documents_entries_are_replaced_by_the_next_best(tiny_run: T
     assert document not in {hit.entry.doc_id for hit in others}
 
 
+def test_a_document_without_entries_cannot_be_excluded(tiny_run: TinyRun) -> None:
+    with pytest.raises(ConfigError, match="document 987654: no entry of it lives in the memory"):
+        nearest_entries(tiny_run.store, tiny_run.model, SENTENCE, k=1, exclude_document=987654)
+    with pytest.raises(ConfigError, match="ids are from 0"):
+        nearest_entries(tiny_run.store, tiny_run.model, SENTENCE, k=1, exclude_document=-1)
+
+
 def test_the_mask_is_one_token_between_cls_and_sep(tiny_run: TinyRun) -> None:
     trained = load_trained_model(tiny_run.model)
     tokens = sentence_tokens(trained, "king [MASK]")[0].tolist()
