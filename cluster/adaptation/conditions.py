@@ -69,6 +69,7 @@ def without_memory(memory: MemorySettings) -> MemorySettings:
         exclude_own_samples=False,
         retrieval_loss_weight=0.0,
         right_entry="",
+        find_own_label=False,
     )
 
 

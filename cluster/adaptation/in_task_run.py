@@ -101,7 +101,11 @@ def in_task_conditions(config: InTaskConfig) -> list[Condition]:
     def reading(domains: tuple[str, ...], *, samples: bool) -> MemorySettings:
         place = Path(config.run.dir) / COPY
         return replace(
-            config.memory, store=str(place), domains=domains, exclude_own_samples=samples
+            config.memory,
+            store=str(place),
+            domains=domains,
+            exclude_own_samples=samples,
+            find_own_label=samples and config.in_task.find_own_label,
         )
 
     memories = {

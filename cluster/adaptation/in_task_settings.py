@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from cluster.adaptation.prompt import check_template
@@ -36,6 +36,11 @@ class InTaskSettings:
         (),
         'What an entry says instead of a label, such as ["0=world news", "1=sports"].',
         may_be_empty=True,
+    )
+    find_own_label: bool = documented(
+        False,
+        "Let the queries of training rows learn to find samples of their own label, with "
+        "memory.retrieval_loss_weight; classification only.",
     )
     domain: str = documented("in-task", "Name of the samples' domain in the copy of the memory.")
     conditions: tuple[str, ...] = documented(
@@ -90,6 +95,15 @@ class InTaskConfig(FinetuneSettings):
             raise ConfigError(
                 "memory.exclude_own_samples = true: leave it out; it is set where samples are read"
             )
+
+        if self.in_task.find_own_label:
+            if self.task.kind != "classification":
+                raise ConfigError(
+                    f"in_task.find_own_label = true: must be false with task.kind = "
+                    f'"{self.task.kind}", whose rows have no label'
+                )
+            # The settings of the conditions that read samples, checked as such.
+            replace(self.memory, exclude_own_samples=True, find_own_label=True)
 
     def to_toml(self) -> str:
         """This configuration as TOML, every key written out; loads back equal."""

@@ -47,6 +47,72 @@ def entries_of(store: Store, domain: str) -> list[tuple[int, str]]:
     ]
 
 
+def test_queries_learn_to_find_samples_of_their_own_label(home: Home, tmp_path: Path) -> None:
+    """By what training rows read in the last epoch, with that loss and without it."""
+
+    def own_label_share(name: str, *given: str) -> float:
+        tokenizer, read = make_tokenizer(), []
+        label_of = {sample_doc_id([row["text"]]): row["label"] for row in pet_or_fruit(24)}
+        own = {tuple(tokenizer(row["text"])["input_ids"]): row["label"] for row in pet_or_fruit(24)}
+
+        def look(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            if isinstance(module, PlugLMForSequenceClassification) and module.training:
+                tokens, mask = kwargs["input_ids"], kwargs["attention_mask"].bool()
+                found = output.retrievals[-1].retrieved.doc_ids.tolist()
+                for row, kept, ids in zip(tokens, mask, found, strict=True):
+                    label = own[tuple(row[kept].tolist())]
+                    read.append(sum(label_of[i] == label for i in ids) / len(ids))
+
+        handle = register_module_forward_hook(look, with_kwargs=True)
+        try:
+            assert main(words(home, tmp_path / name, *SAMPLES_ALONE, *given)) == 0
+        finally:
+            handle.remove()
+        return sum(read[-24:]) / 24
+
+    without = own_label_share("without")
+    learned = own_label_share("learned", "in_task.find_own_label=true")
+    assert learned >= 0.85
+    assert learned > without + 0.15
+
+
+SAMPLES_ALONE = (
+    'in_task.conditions=["in-task"]',
+    "memory.retrieval_loss_weight=3",
+    "memory.refresh_every_steps=2",
+    "memory.top_k=3",
+    "train.seeds=[4]",
+    "train.epochs=12",
+    "train.lr=0.005",
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["in_task.find_own_label=true"], "memory.retrieval_loss_weight above 0"),
+        (
+            ["memory.find_own_label=true", "memory.retrieval_loss_weight=1"],
+            "sets both, with in_task.find_own_label",
+        ),
+        (
+            [
+                "in_task.find_own_label=true",
+                "memory.retrieval_loss_weight=1",
+                "task.kind=regression",
+                "task.metric=pearson",
+            ],
+            "whose rows have no label",
+        ),
+    ],
+)
+def test_finding_ones_own_label_needs_a_loss_and_labels(
+    home: Home, capsys: Capture, given: list[str], told: str
+) -> None:
+    assert main(words(home, home.path / "none", *given)) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_the_preset_loads_and_comes_back_equal() -> None:
     config = load_in_task_config(preset("in-task"))
     assert build_config(InTaskConfig, tomllib.loads(config.to_toml())) == config

@@ -22,6 +22,7 @@ _LATER: dict[str, Any] = {
     "memory.exclude_own_samples": False,
     "memory.retrieval_loss_weight": 0.0,
     "memory.right_entry": "",
+    "memory.find_own_label": False,
 }
 """Settings that runs of before do not have, and what they did."""
 

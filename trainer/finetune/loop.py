@@ -16,7 +16,7 @@ from trainer.finetune.encoded import RIGHT_ENTRIES, EncodedRows, PaddedBatches
 from trainer.finetune.heads import Head
 from trainer.finetune.memory import ReadMemory
 from trainer.finetune.order import EpochOrder
-from trainer.finetune.own_key import own_key_loss
+from trainer.finetune.own_key import own_key_loss, own_label_loss
 from trainer.finetune.settings import FinetuneSettings
 
 Say = Callable[[str], None]
@@ -107,15 +107,24 @@ class TaskTrainer(Trainer):
         weight = 0.0 if self._memory is None else self._memory.settings.retrieval_loss_weight
         if self._memory is None or not weight or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        retrieval = own_key_loss(
-            self.accelerator.unwrap_model(model),
-            outputs.retrievals,
-            inputs["input_ids"],
-            entry_tokens=self._memory.entry_tokens,
-            separator=self._separator,
-            right_entries=right_entries_BS,
-        )
+        plain = self.accelerator.unwrap_model(model)
+        if self._memory.settings.find_own_label:
+            assert right_entries_BS is not None
+            assert own_doc_ids_B is not None
+            retrieval = own_label_loss(
+                plain, outputs.retrievals, right_entries_BS, labels, own_doc_ids_B
+            )
+        else:
+            retrieval = own_key_loss(
+                plain,
+                outputs.retrievals,
+                inputs["input_ids"],
+                entry_tokens=self._memory.entry_tokens,
+                separator=self._separator,
+                right_entries=right_entries_BS,
+            )
         loss = loss + weight * retrieval
         return (loss, outputs) if return_outputs else loss
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from model.losses import retrieval_loss
 from model.retrieval import LayerRetrieval
@@ -65,3 +66,42 @@ def own_key_loss(
     own_BQ = model.base_model.entry_keys(tokens_BS)
     every_B = torch.arange(len(tokens_BS), device=input_ids.device)
     return torch.stack([retrieval_loss(r, own_BQ, every_B, texts_B) for r in retrievals]).mean()
+
+
+def own_label_loss(
+    model: Any,
+    retrievals: Sequence[LayerRetrieval],
+    samples_BS: Tensor,
+    labels_B: Tensor,
+    doc_ids_B: Tensor,
+) -> Tensor:
+    """Supervised contrast (arXiv 2004.11362): a row's query finds samples of the row's label.
+
+    For each row the mean over the pass's samples of its label of their cross-entropy among all
+    samples of the pass but those of its own document, which it may not read; then the mean over
+    rows that have any, and over the memory layers. 0 where no row has one.
+
+    Args:
+        model: the PlugLM that gave the reports, its keys with gradient.
+        retrievals: of each memory layer.
+        samples_BS: int64 [B,S], the entry that the memory has of each row.
+        labels_B: int64, of the rows.
+        doc_ids_B: int64, the documents of their entries.
+
+    Returns:
+        A scalar, with gradient for queries and keys.
+    """
+    key_BQ = model.base_model.entry_keys(samples_BS)
+    own_BB = doc_ids_B[:, None] == doc_ids_B[None]
+    right_BB = (labels_B[:, None] == labels_B[None]) & ~own_BB
+    count_B = right_BB.sum(1)
+    losses = []
+    for retrieval in retrievals:
+        wide = torch.promote_types(retrieval.query_BQ.dtype, torch.float32)
+        query_BQ = retrieval.query_BQ.to(wide)
+        score_BB = query_BQ @ key_BQ.to(wide).T * query_BQ.shape[-1] ** -0.5
+        # A finite fill: a row whose document is alone in the pass has no other score.
+        log_BB = F.log_softmax(score_BB.masked_fill(own_BB, torch.finfo(wide).min), dim=1)
+        of_B = -log_BB.masked_fill(~right_BB, 0.0).sum(1) / count_B.clamp(min=1)
+        losses.append(of_B.sum() / (count_B > 0).sum().clamp(min=1))
+    return torch.stack(losses).mean()

@@ -14,9 +14,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from memory_server.store.store import Store
 from trainer.export import write_json
-from trainer.finetune.encoded import RIGHT_ENTRIES, EncodedRows
+from trainer.finetune.encoded import EncodedRows
 from trainer.finetune.errors import TaskDataError
 from trainer.finetune.heads import Head
 from trainer.finetune.identity import first_difference, run_identity
@@ -24,12 +23,11 @@ from trainer.finetune.loop import OWN_DOC_IDS
 from trainer.finetune.memory import VECTORS, ReadMemory, open_memory
 from trainer.finetune.own_text import split_doc_ids
 from trainer.finetune.results import RESULTS, seed_records, summary
+from trainer.finetune.right_entries import with_named_entries, with_own_samples
 from trainer.finetune.seed_run import Job, run_seed, seed_directory
 from trainer.finetune.settings import FinetuneSettings
 from trainer.finetune.start import Start, build_model, open_start
-from trainer.finetune.tables import read_table
 from trainer.finetune.task import read_task, refuse_measuring_on_train, splits_of
-from trainer.finetune.texts import encode_entries
 from trainer.settings_fields import ConfigError
 
 IDENTITY = "inputs.json"
@@ -77,7 +75,9 @@ def check(settings: FinetuneSettings, *, say: Say) -> Checked:
     if start.memory is not None and start.memory.retrieval_loss_weight:
         _check_retrieval_loss(settings, start)
     if start.memory is not None and start.memory.right_entry:
-        encoded["train"] = _with_right_entries(settings, start, encoded["train"])
+        encoded["train"] = with_named_entries(settings, start, encoded["train"])
+    if start.memory is not None and start.memory.find_own_label:
+        encoded["train"] = with_own_samples(settings, start, encoded["train"])
     if start.memory is not None and start.needs_two_sequences:
         _check_batches(settings, len(encoded["train"]))
     return Checked(head=head, start=start, encoded=encoded, device=device)
@@ -193,28 +193,6 @@ def _with_own_documents(settings: FinetuneSettings, rows: EncodedRows) -> Encode
         )
     doc_ids = split_doc_ids(settings.task)["train"]
     return rows.with_column(OWN_DOC_IDS, pa.array(doc_ids, pa.int64()))
-
-
-def _with_right_entries(settings: FinetuneSettings, start: Start, rows: EncodedRows) -> EncodedRows:
-    """Training rows, each with the tokens of the entry that its query must find."""
-    column = settings.memory.right_entry
-    if settings.task.kind not in ("classification", "regression"):
-        raise ConfigError(
-            f"memory.right_entry = {column!r}: must be empty with task.kind = "
-            f'"{settings.task.kind}"; only rows of texts have one right entry each'
-        )
-    table = read_table(settings.task.train, "task.train")
-    if settings.task.train_rows:
-        table = table.first(settings.task.train_rows)
-    meta = Store.open(Path(settings.memory.store).expanduser()).meta
-    entries = encode_entries(
-        table,
-        column,
-        "memory.right_entry",
-        start.tokenizer,
-        entry_tokens=meta.entry_tokens,
-    )
-    return rows.with_column(RIGHT_ENTRIES, entries)
 
 
 def _check_retrieval_loss(settings: FinetuneSettings, start: Start) -> None:

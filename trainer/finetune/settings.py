@@ -177,6 +177,11 @@ class MemorySettings:
         "Column of the training rows with the text of the entry that answers them, whose key that "
         "loss lets their queries find instead of their own text's; empty: their own text's.",
     )
+    find_own_label: bool = documented(
+        False,
+        "With exclude_own_samples: that loss lets a training row's query find the samples of other "
+        "rows that have its label.",
+    )
 
     def __post_init__(self) -> None:
         check_section(self)
@@ -190,6 +195,8 @@ class MemorySettings:
                 f"memory.right_entry = {shown(self.right_entry)}: needs a "
                 "memory.retrieval_loss_weight above 0, whose loss learns from it"
             )
+        if self.find_own_label:
+            self._check_own_label()
         if self.mode == "frozen" and self.refresh_every_steps:
             raise ConfigError(
                 f"memory.refresh_every_steps = {self.refresh_every_steps}: must be 0 with "
@@ -197,6 +204,23 @@ class MemorySettings:
             )
         if len(set(self.domains)) < len(self.domains):
             raise ConfigError(f"memory.domains = {shown(self.domains)}: one is given twice")
+
+    def _check_own_label(self) -> None:
+        what = "memory.find_own_label = true"
+        if not self.retrieval_loss_weight:
+            raise ConfigError(
+                f"{what}: needs a memory.retrieval_loss_weight above 0, whose loss learns it"
+            )
+        if not self.exclude_own_samples:
+            raise ConfigError(
+                f"{what}: needs memory.exclude_own_samples = true, or rows would read their own "
+                "labels; `pluglm in-task` sets both, with in_task.find_own_label"
+            )
+        if self.right_entry:
+            raise ConfigError(
+                f"{what}: memory.right_entry = {shown(self.right_entry)} names other entries to "
+                "find; set one of the two"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
