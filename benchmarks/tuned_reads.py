@@ -3,8 +3,11 @@
 MODEL is `seed-N/model` of `pluglm finetune`, `adapt compare` or `in-task`, with a live memory. Of
 the first --rows rows of a test file: predictions that change when the memory is unplugged; how even
 attention is over a row's entries (1: flat); how many different entries all rows read together (few:
-the queries have collapsed); and, where training samples are in the memory, how many of those that
-are read have the row's own label, beside what labels drawn by chance would have.
+the queries have collapsed); how many are right, with the memory and without. Where training samples
+are in the memory (--train): how many of those that are read have the row's own label, beside what
+labels drawn by chance would have. Where rows have a title (--title): how many read an entry of that
+title, and how many of these and of the others are right. --domains reads other domains than the
+model was fine-tuned with: what is plugged in without training.
 """
 
 from __future__ import annotations
@@ -29,11 +32,15 @@ from trainer.finetune.tables import Table, read_table
 _BATCH = 50
 
 
-def opened(path: Path) -> tuple[Any, dict[str, Any], LocalMemory]:
+def opened(path: Path, domains: list[str] | None = None) -> tuple[Any, dict[str, Any], LocalMemory]:
     """The model, what `finetuned.json` tells, and the memory that it reads.
 
+    Args:
+        path: of the model.
+        domains: of the memory's store; None: those that it was fine-tuned with.
+
     Raises:
-        ValueError: it is no such model. StoreError: the memory is gone.
+        ValueError: it is no such model. StoreError: the memory is gone. UnknownDomain: one of them.
     """
     try:
         about = json.loads((path / "finetuned.json").read_text(encoding="utf-8"))
@@ -51,7 +58,7 @@ def opened(path: Path) -> tuple[Any, dict[str, Any], LocalMemory]:
         memory["store"],
         encoder=encoder,
         weights=model.key_weights(),
-        domains=memory["domains"],
+        domains=memory["domains"] if domains is None else domains,
     )
     return model, about, opened_memory
 
@@ -104,11 +111,17 @@ def evenness(share_NAK: Tensor) -> float:
 
 
 def samples_read(
-    memory: LocalMemory, ids_NK: Tensor, labels: list[str], train: Table
+    memory: LocalMemory,
+    ids_NK: Tensor,
+    labels: list[str],
+    train: Table,
+    *,
+    text: str,
+    label_column: str,
 ) -> dict[str, Any]:
     """How many of the entries that were read are training samples, and of the row's own label."""
     label_of = dict(
-        zip(row_doc_ids(train, ("text",)), map(str, train.columns["label"]), strict=True)
+        zip(row_doc_ids(train, (text,)), map(str, train.columns[label_column]), strict=True)
     )
     known = sorted({int(entry) for entry in ids_NK.flatten().tolist() if entry >= 0})
     doc_of = {entry.id: entry.doc_id for entry in memory.entries(known)}
@@ -125,10 +138,48 @@ def samples_read(
     return {"samples": samples, "of_the_rows_own_label": own, "chance": chance}
 
 
+def own_article_read(
+    memory: LocalMemory,
+    ids_NK: Tensor,
+    titles: list[str],
+    right_N: Tensor,
+    right_without_N: Tensor,
+) -> dict[str, Any]:
+    """How many rows read an entry of their own title, and how many of them and of others are right.
+
+    Args:
+        right_N, right_without_N: bool, with the memory and with it unplugged.
+    """
+    known = sorted({int(entry) for entry in ids_NK.flatten().tolist() if entry >= 0})
+    title_of = {entry.id: entry.title for entry in memory.entries(known)}
+    found_N = torch.tensor(
+        [
+            any(title_of.get(entry) == title for entry in ids)
+            for title, ids in zip(titles, ids_NK.tolist(), strict=True)
+        ]
+    )
+    first = sum(
+        title_of.get(ids[0]) == title for title, ids in zip(titles, ids_NK.tolist(), strict=True)
+    )
+    figures: dict[str, Any] = {
+        "read_their_own_article": float(found_N.float().mean()),
+        "read_it_first": first / len(titles),
+    }
+    for name, of_N in (("own_article_read", found_N), ("not_read", ~found_N)):
+        if of_N.any():
+            figures[f"right_{name}"] = float(right_N[of_N].float().mean())
+            figures[f"right_unplugged_{name}"] = float(right_without_N[of_N].float().mean())
+    return figures
+
+
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("model", type=Path, help="seed-N/model of a fine-tuned classifier")
-    parser.add_argument("test", type=Path, help="rows with the columns text and label")
+    parser.add_argument("test", type=Path, help="rows with a text and a label")
+    parser.add_argument("--text", default="text", help="column of the text (default: text)")
+    parser.add_argument("--label", default="label", help="column of the label (default: label)")
+    parser.add_argument("--title", help="column of the title that the row's own entries have")
+    parser.add_argument("--domains", nargs="+", help="domains to read (default: the model's own)")
     parser.add_argument("--train", type=Path, help="the training rows, if they are in the memory")
     parser.add_argument("--rows", type=positive, default=600)
     parser.add_argument("--top-k", type=positive, help="entries per row (default: the model's own)")
@@ -137,10 +188,15 @@ def main() -> None:
         test = read_table(args.test, "TEST").first(args.rows)
         train = None if args.train is None else read_table(args.train, "--train")
         for one in (test, train):
-            if one is not None and not {"text", "label"} <= set(one.columns):
-                raise ValueError(f"{one.path} has the columns {', '.join(one.columns)}; it must "
-                                 "have text and label")  # fmt: skip
-        model, about, memory = opened(args.model)
+            needed = [args.text, args.label]
+            if one is test and args.title:
+                needed.append(args.title)
+            if one is not None and not set(needed) <= set(one.columns):
+                raise ValueError(
+                    f"{one.path} has the columns {', '.join(one.columns)}; it must have "
+                    f"{', '.join(needed)} (--text, --label, --title)"
+                )
+        model, about, memory = opened(args.model, args.domains)
         k = args.top_k or about["memory"]["top_k"]
         most = min(memory.info().entries, MAX_TOP_K)
         if k > most:
@@ -149,20 +205,33 @@ def main() -> None:
         parser.error(str(error))
     facts = begin()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    texts, length = list(map(str, test.columns["text"])), about["max_length"]
+    texts, length = list(map(str, test.columns[args.text])), about["max_length"]
+    labels = list(map(str, test.columns[args.label]))
+    gold_N = torch.tensor([model.config.label2id.get(label, -1) for label in labels])
     with memory:
         read, ids_NK, share_NAK = predicted(model, tokenizer, texts, length, memory, k)
         without, _, _ = predicted(model, tokenizer, texts, length, None, k)
         figures: dict[str, Any] = {
             "rows": len(test),
+            "right": float((read == gold_N).float().mean()),
+            "right_unplugged": float((without == gold_N).float().mean()),
             "changed_when_unplugged": float((read != without).float().mean()),
             "read": int((ids_NK >= 0).sum()),
             "attention_evenness": evenness(share_NAK),
             "different_entries": int(ids_NK[ids_NK >= 0].unique().numel()),
         }
         if train is not None:
-            labels = list(map(str, test.columns["label"]))
-            figures |= samples_read(memory, ids_NK, labels, train)
+            figures |= samples_read(
+                memory, ids_NK, labels, train, text=args.text, label_column=args.label
+            )
+        if args.title:
+            figures |= own_article_read(
+                memory,
+                ids_NK,
+                list(map(str, test.columns[args.title])),
+                read == gold_N,
+                without == gold_N,
+            )
     shown = [
         [name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:.3f}"]
         for name, value in figures.items()

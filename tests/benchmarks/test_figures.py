@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -200,3 +202,26 @@ def test_what_a_tuned_model_reads_is_refused_for_other_folders(load: Load, tmp_p
     )
     with pytest.raises(ValueError, match=r"does not make itself; fine-tune it live"):
         opened(tmp_path)
+
+
+def test_rows_that_read_their_own_article_are_told_from_others(load: Load) -> None:
+    class Entries:
+        def entries(self, ids: list[int]) -> list[Any]:
+            titles = {4: "Lisbon", 5: "Porto", 6: "Faro"}
+            return [SimpleNamespace(id=entry, title=titles[entry]) for entry in ids]
+
+    figures = load("tuned_reads").own_article_read(
+        Entries(),
+        torch.tensor([[4, 5], [6, 5], [6, 4], [5, -1]]),
+        ["Lisbon", "Porto", "Porto", "Faro"],
+        torch.tensor([True, False, True, True]),
+        torch.tensor([False, False, True, False]),
+    )
+    assert figures == {
+        "read_their_own_article": 0.5,
+        "read_it_first": 0.25,
+        "right_own_article_read": 0.5,
+        "right_unplugged_own_article_read": 0.0,
+        "right_not_read": 1.0,
+        "right_unplugged_not_read": 0.5,
+    }
