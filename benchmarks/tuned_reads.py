@@ -197,6 +197,12 @@ def main() -> None:
                     f"{', '.join(needed)} (--text, --label, --title)"
                 )
         model, about, memory = opened(args.model, args.domains)
+        for label in map(str, test.columns[args.label]):
+            if label not in model.config.label2id:
+                raise ValueError(
+                    f"{test.path}: the label {label!r} of --label {args.label} is none of the "
+                    f"model's: {', '.join(model.config.label2id)}"
+                )
         k = args.top_k or about["memory"]["top_k"]
         most = min(memory.info().entries, MAX_TOP_K)
         if k > most:
@@ -207,7 +213,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     texts, length = list(map(str, test.columns[args.text])), about["max_length"]
     labels = list(map(str, test.columns[args.label]))
-    gold_N = torch.tensor([model.config.label2id.get(label, -1) for label in labels])
+    gold_N = torch.tensor([model.config.label2id[label] for label in labels])
     with memory:
         read, ids_NK, share_NAK = predicted(model, tokenizer, texts, length, memory, k)
         without, _, _ = predicted(model, tokenizer, texts, length, None, k)

@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 
 TOKENIZE_ROWS = 512
 IGNORED = -100
+OWN_DOC_IDS = "own_doc_ids"
+"""The column of a training row's own document, whose entries it must not find."""
 RIGHT_ENTRIES = "right_entries"
 """The column of a training row's right entry: token ids as a memory holds them."""
 

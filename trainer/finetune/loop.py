@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from trainer.errors import TrainingError
-from trainer.finetune.encoded import RIGHT_ENTRIES, EncodedRows, PaddedBatches
+from trainer.finetune.encoded import OWN_DOC_IDS, RIGHT_ENTRIES, EncodedRows, PaddedBatches
 from trainer.finetune.heads import Head
 from trainer.finetune.memory import ReadMemory
 from trainer.finetune.order import EpochOrder
@@ -20,8 +20,6 @@ from trainer.finetune.own_key import own_key_loss, own_label_loss
 from trainer.finetune.settings import FinetuneSettings
 
 Say = Callable[[str], None]
-OWN_DOC_IDS = "own_doc_ids"
-"""The column of a training row's own document, whose entries it must not find."""
 
 
 def training_arguments(

@@ -1,5 +1,5 @@
 """A loss for retrieval while a model is fine-tuned: a row's query finds the key of its own text,
-or of the entry that the task's data say answers it.
+of the entry that the task's data say answers it, or of samples of its label.
 
 A task's loss alone does not keep the queries of different texts apart: the gradient reaches them
 only through the attention to what was read, and after some epochs all rows can read the same few

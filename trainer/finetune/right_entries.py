@@ -9,9 +9,8 @@ import numpy as np
 
 from memory_server.store.id_rows import rows_with
 from memory_server.store.store import Store
-from trainer.finetune.encoded import RIGHT_ENTRIES, EncodedRows, int_lists
+from trainer.finetune.encoded import OWN_DOC_IDS, RIGHT_ENTRIES, EncodedRows, int_lists
 from trainer.finetune.errors import TaskDataError
-from trainer.finetune.own_text import split_doc_ids
 from trainer.finetune.settings import FinetuneSettings
 from trainer.finetune.start import Start
 from trainer.finetune.tables import read_table
@@ -44,10 +43,13 @@ def with_named_entries(settings: FinetuneSettings, start: Start, rows: EncodedRo
     return rows.with_column(RIGHT_ENTRIES, entries)
 
 
-def with_own_samples(settings: FinetuneSettings, start: Start, rows: EncodedRows) -> EncodedRows:
+def with_own_samples(settings: FinetuneSettings, rows: EncodedRows) -> EncodedRows:
     """Training rows, each with the tokens of the entry that the memory has of it.
 
     Rows of one text are of one document, which has an entry for each of them, in their order.
+
+    Args:
+        rows: with the column `OWN_DOC_IDS`.
 
     Raises:
         ConfigError: a kind of task without labels. TaskDataError: a row has no entry.
@@ -57,7 +59,7 @@ def with_own_samples(settings: FinetuneSettings, start: Start, rows: EncodedRows
             f'memory.find_own_label = true: must be false with task.kind = "{settings.task.kind}"; '
             "only rows of classification have a label"
         )
-    doc_ids = split_doc_ids(settings.task)["train"]
+    doc_ids = [int(rows.kept(OWN_DOC_IDS, row)) for row in range(len(rows))]
     entries = _entries_of(_store(settings), settings.memory.domains, doc_ids)
     found = []
     for number, doc_id in enumerate(doc_ids, start=1):

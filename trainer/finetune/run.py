@@ -15,11 +15,10 @@ import pyarrow as pa
 import torch
 
 from trainer.export import write_json
-from trainer.finetune.encoded import EncodedRows
+from trainer.finetune.encoded import OWN_DOC_IDS, EncodedRows
 from trainer.finetune.errors import TaskDataError
 from trainer.finetune.heads import Head
 from trainer.finetune.identity import first_difference, run_identity
-from trainer.finetune.loop import OWN_DOC_IDS
 from trainer.finetune.memory import VECTORS, ReadMemory, open_memory
 from trainer.finetune.own_text import split_doc_ids
 from trainer.finetune.results import RESULTS, seed_records, summary
@@ -77,7 +76,7 @@ def check(settings: FinetuneSettings, *, say: Say) -> Checked:
     if start.memory is not None and start.memory.right_entry:
         encoded["train"] = with_named_entries(settings, start, encoded["train"])
     if start.memory is not None and start.memory.find_own_label:
-        encoded["train"] = with_own_samples(settings, start, encoded["train"])
+        encoded["train"] = with_own_samples(settings, encoded["train"])
     if start.memory is not None and start.needs_two_sequences:
         _check_batches(settings, len(encoded["train"]))
     return Checked(head=head, start=start, encoded=encoded, device=device)
