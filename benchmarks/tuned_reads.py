@@ -23,6 +23,7 @@ from harness import argument_parser, begin, finish, positive, table
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from memory_server.errors import MemoryServerError
 from memory_server.local import LocalMemory
 from memory_server.requests import MAX_TOP_K
 from model import KeyEncoderFactory
@@ -207,7 +208,7 @@ def main() -> None:
         most = min(memory.info().entries, MAX_TOP_K)
         if k > most:
             raise ValueError(f"--top-k {k}: this memory answers with 1 to {most} entries")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryServerError) as error:
         parser.error(str(error))
     facts = begin()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
